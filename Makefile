@@ -1,0 +1,53 @@
+# What a developer and CI both run. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
+
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+
+# One thread a process: results do not depend on it, and two busy workers do not fight for cores.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+# Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
+export ARQSEARCH_DATA ?= ../shared
+
+.PHONY: help install demo check format test test-all results-resnet20 clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(STAMP)  ## create .venv with the pinned versions and arqsearch itself, editable
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; install one or give it: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole job on the embedded digits; prints where the report is
+	$(BIN)/arqsearch run arqsearch/recipes/digits.yaml
+
+check: $(STAMP)  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy arqsearch
+
+format: $(STAMP)  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'
+
+results-resnet20: $(STAMP)  ## ResNet-20 on CIFAR-10 at σ=0.25 from the noise-trained base (about an hour on 2 cores)
+	$(BIN)/arqsearch run arqsearch/recipes/resnet20_cifar10.yaml
+
+clean:  ## remove what the tools leave behind; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Exports of an integer program to other runtimes."""

@@ -1,0 +1,263 @@
+"""The recipe: one strict schema for YAML files, command-line overrides and the JSON Schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from arqsearch.errors import ArqError, nearest
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: unknown keys are refused, values are not coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Where images come from; always uint8."""
+
+    name: str = Field("digits", description="digits, mnist, fashion-mnist, cifar10, imagenet, folder, or hf:owner/name")
+    path: str | None = Field(None, description="folder or file; default: $ARQSEARCH_DATA/data")
+    image_size: Positive | None = Field(None, description="resize images of a folder to this height and width")
+    holdout: Positive = Field(297, description="training images set aside to score candidates (CIFAR-10: 5000)")
+
+
+class Model(Section):
+    """The base network."""
+
+    name: str = Field("cnn_small", description="a registered name, or package.module:function for your own nn.Module")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the builder")
+    weights: str | None = Field(None, description="safetensors (or .pt) file; omit to train the base")
+    mean: list[float] | None = Field(None, description="per-channel mean of [0,1] pixels; default: the model's own")
+    std: list[float] | None = Field(None, description="per-channel standard deviation of [0,1] pixels")
+
+
+class Objective(Section):
+    """The training loss: a smoothing part and an interval part."""
+
+    smoothing: Literal["none", "gaussian", "consistency"] = Field(
+        "consistency", description="none = clean cross-entropy; noise is the deployed integer noise"
+    )
+    consistency: float = Field(10.0, ge=0, description="weight λ of KL(mean ‖ F_i) (Jeong & Shin 2020)")
+    entropy: float = Field(0.5, ge=0, description="weight η of the entropy of the mean prediction")
+    copies: Positive = Field(2, description="noisy copies m of each image")
+    interval: float = Field(0.0, ge=0, le=1, description="final weight κ of worst-case cross-entropy from interval bounds")
+    epsilon: float = Field(0.0, ge=0, description="L∞ radius of the interval part, in grey levels")
+    ramp: float = Field(0.6, gt=0, le=1, description="part of training over which ε and κ grow")
+
+
+class Train(Section):
+    """One training run."""
+
+    epochs: float = Field(20.0, ge=0, description="passes over the training images (fractions allowed)")
+    batch_size: Positive = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, description="peak learning rate; warm-up then cosine to 0")
+    weight_decay: float = Field(1e-4, ge=0)
+    augment: Literal["none", "crop", "crop-flip"] = Field("none", description="random shifts by up to 1/8, flips")
+    freeze_batch_norm: float = Field(0.7, ge=0, le=1, description="part of training after which statistics are frozen")
+    objective: Objective = Field(default_factory=Objective)  # type: ignore[arg-type]
+
+
+class Quantize(Section):
+    """What is fixed for all candidates."""
+
+    input_mode: Literal["wide", "clip"] = Field(
+        "wide", description="wide covers the noise; clip clips pixels to 0..255 with one code a grey level at 8 bits"
+    )
+    residual_bits: Bits = Field(8, description="bits of residual sums and tensors with several consumers")
+    multiplier: Literal["31", "15", "pow2"] = Field("31", description="requantization multipliers")
+    rounding: Literal["half_up", "half_even", "floor"] = "half_up"
+
+
+class Smoothed(Section):
+    """The randomized smoothing term of the reward, estimated on common noise."""
+
+    weight: float = Field(1.0, ge=0)
+    measure: Literal["mean_radius", "accuracy"] = Field("mean_radius", description="accuracy = mean over the radii")
+    radii: list[float] = Field(default=[0.25, 0.5], description="radii in [0,1] pixels for measure: accuracy")
+    images: Positive = Field(200, description="held-out images scored")
+    samples: Positive = Field(32, description="noise samples for each image")
+
+
+class IntervalTerm(Section):
+    """The QA-IBP term of the reward, on the lowered program."""
+
+    weight: float = Field(0.0, ge=0)
+    measure: Literal["certified_accuracy", "margin"] = Field(
+        "certified_accuracy", description="margin = clipped worst-case margin, a dense surrogate"
+    )
+    epsilons: list[Positive] = Field(default=[1], description="whole grey levels; the term is the mean over them")
+    images: Positive = 200
+    margin_clip: float = Field(2.0, gt=0, description="margins are clipped to ± this, in logit units")
+
+
+class Evaluate(Section):
+    """How a candidate is scored during the search."""
+
+    mode: Literal["shared", "finetune"] = Field(
+        "shared", description="shared: one training for all bit-widths; finetune: a short one for each (ARQ-style)"
+    )
+    training: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))  # type: ignore[call-arg]
+    configs_per_step: Positive = Field(2, description="assignments trained in each step of the shared training")
+    smoothed: Smoothed = Field(default_factory=Smoothed)  # type: ignore[arg-type]
+    interval: IntervalTerm = Field(default_factory=IntervalTerm)  # type: ignore[arg-type]
+    allow_constant_term: bool = Field(False, description="weigh a term although it does not vary over configurations")
+
+
+class Budget(Section):
+    """Upper limits, all met at once; a percentage is of the FP32 network."""
+
+    bops: str | int | None = Field("1.62%", description="bit operations: '1.62%', '0.67G' or a whole number")
+    weight_bytes: str | int | None = Field(None, description="packed weights, biases and multipliers: '80k', '10%'")
+
+
+class Search(Section):
+    """The bit-width search."""
+
+    policy: str = Field("ddpg", description="ddpg, td3, sac, ppo, dqn, masked_ppo, random, uniform")
+    options: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the policy")
+    compare: list[str] = Field(default=["uniform", "random"], description="policies run beside it at equal evaluations")
+    evaluations: Positive = 100
+    seed: int = 0
+    budget: Budget = Field(default_factory=Budget)  # type: ignore[arg-type]
+    bits: list[Bits] = Field(default=[2, 3, 4, 5, 6, 7, 8], min_length=1, description="bits a layer may take")
+    first_last: list[Bits] | None = Field(
+        default=[8, 8], min_length=2, max_length=2, description="weight and activation bits of first and last layer; null searches them"
+    )
+    record: str | None = Field(None, description="SQLAlchemy URL of the record; default: SQLite in the run folder")
+
+
+class Certify(Section):
+    """Certificates on test images."""
+
+    images: Positive = Field(100, description="test images, the first of the set")
+    n0: Positive = Field(100, description="samples that select the class")
+    n: Positive = Field(10_000, description="fresh samples that estimate its probability")
+    alpha: float = Field(0.001, gt=0, lt=1, description="failure probability for each image")
+    radii: list[float] = Field(default=[0.0, 0.25, 0.5], description="L2 radii in [0,1] pixels, for the tables")
+    epsilons: list[Positive] = Field(default=[1, 2, 4], description="L∞ radii in grey levels for interval bounds")
+    interval_images: Positive = Field(500, description="test images bounded")
+    clean_images: Positive = Field(1000, description="test images for clean accuracy")
+    batch_size: Positive = 250
+    skip_misclassified: bool = Field(
+        True, description="do not estimate an image whose selected class is wrong: it counts 0 either way"
+    )
+    seed: int = 20260101
+
+
+class Export(Section):
+    """Artefacts written by `arqsearch run`."""
+
+    formats: list[Literal["onnx", "qdq", "config"]] = Field(default=["onnx", "qdq", "config"])
+
+
+class Recipe(Section):
+    """Everything a run needs."""
+
+    name: str = "digits"
+    run: str | None = Field(None, description="run folder; default: runs/<name>")
+    seed: int = 0
+    workers: Positive = Field(2, description="processes; each uses one thread")
+    sigma: float = Field(0.25, gt=0, description="noise level σ in the unit of [0,1] pixels")
+    data: Data = Field(default_factory=Data)  # type: ignore[arg-type]
+    model: Model = Field(default_factory=Model)  # type: ignore[arg-type]
+    train: Train = Field(default_factory=Train)  # type: ignore[arg-type]
+    quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
+    evaluate: Evaluate = Field(default_factory=Evaluate)  # type: ignore[arg-type]
+    search: Search = Field(default_factory=Search)  # type: ignore[arg-type]
+    finetune: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))  # type: ignore[call-arg]
+    certify: Certify = Field(default_factory=Certify)  # type: ignore[arg-type]
+    export: Export = Field(default_factory=Export)  # type: ignore[arg-type]
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder that holds everything the run makes."""
+        return Path(self.run) if self.run else Path("runs") / self.name
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe (or a run folder's resolved one) and apply ``a.b=c`` overrides.
+
+    :raises ArqError: when the file is missing or a key or value is wrong, naming the nearest valid one.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "recipe.yaml"
+    if not file.is_file():
+        packaged = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        if str(path) in packaged:
+            file = RECIPES / f"{path}.yaml"
+        else:
+            raise ArqError(f"No recipe at {path}. `arqsearch init` writes one; packaged recipes: {', '.join(packaged)}.")
+    try:
+        data = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ArqError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ArqError(f"{file} holds a {type(data).__name__}; a recipe is a mapping of sections.")
+    for override in overrides or []:
+        _apply_override(data, override)
+    return parse_recipe(data, str(file))
+
+
+def parse_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """Validate a mapping.
+
+    :param where: named in errors.
+    :raises ArqError: listing every wrong key and value.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise ArqError(f"{where}:\n  " + "\n  ".join(problems)) from error
+
+
+def dump_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe as YAML."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ArqError(f"Override {override!r} is not understood; write section.key=value, for example search.evaluations=50.")
+    parts = key.split(".")
+    target = data
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ArqError(f"Override {override!r}: {part!r} is a value, not a section.")
+    target[parts[-1]] = yaml.safe_load(text)
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The schema class that a location's last key belongs to."""
+    current: Any = Recipe
+    for part in location[:-1]:
+        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if field is None:
+            return None
+        options = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type)]
+        current = next((a for a in options if issubclass(a, BaseModel)), None)
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+    key = ".".join(map(str, location))
+    section = _section_at(location)
+    if kind == "extra_forbidden" and section is not None:
+        return f"{key}: unknown key. {nearest(str(location[-1]), section.model_fields)}"
+    return f"{key}: {message} (given: {value!r})"

@@ -1,0 +1,1 @@
+"""Scoring candidates, remembering what was tried, and the run from recipe to report."""

@@ -1,0 +1,232 @@
+"""The steps of a run, in order: base, weights for scoring, search, fine-tune. Each resumes where it stopped.
+
+A stage reads files of the run folder and writes files of the run folder; workers get a recipe and a
+name, and build the rest themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arqsearch import models
+from arqsearch.envs.evaluator import Evaluation
+from arqsearch.errors import ArqError
+from arqsearch.integer.lowering import lower
+from arqsearch.policies import SearchProblem, create
+from arqsearch.policies.sampling import random_assignment
+from arqsearch.quantize.bitwidths import BitWidths
+from arqsearch.quantize.cost import total_cost
+from arqsearch.quantize.network import QuantizedNet
+from arqsearch.quantize.training import OnStep, train
+from arqsearch.recipe import Recipe
+from arqsearch.search import terms as reward_terms
+from arqsearch.search.evaluator import ProgramEvaluator
+from arqsearch.search.executor import LocalExecutor, OnProgress, Task
+from arqsearch.search.weights import load_state, save_state, state_hash
+from arqsearch.search.workspace import Workspace
+
+#: Random configurations over which the spread of each reward term is measured before a search.
+SPREAD_CONFIGURATIONS = 20
+FLOAT, FOUND = "float", "found"
+
+
+def _on_step(name: str, on_progress: OnProgress) -> OnStep:
+    return lambda done, total, loss: on_progress(name, done, total, f"loss {loss:.3f}")
+
+
+def train_base(recipe: Recipe, on_progress: OnProgress) -> Path:
+    """Train the base network, unless the recipe names weights or it is trained already."""
+    space = Workspace(recipe)
+    if recipe.model.weights is not None or space.base_path.is_file():
+        return space.base_weights()
+    net = space.net()
+    data, checkpoint = space.train_set, space.dir / "base.checkpoint"
+    on_step = _on_step("train base", on_progress)
+    train(net, data.images, data.labels, recipe.train, recipe.sigma, recipe.seed, checkpoint=checkpoint, on_step=on_step)
+    models.save_weights(net.source, space.base_path, {"recipe": recipe.name, "sigma": str(recipe.sigma)})
+    checkpoint.unlink(missing_ok=True)
+    return space.base_path
+
+
+def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
+    """Calibrate the step sizes and, in `shared` mode, train one set of weights for all bit-widths."""
+    space = Workspace(recipe)
+    if space.shared_path.is_file():
+        return space.shared_path
+    net = calibrated(space)
+    if recipe.evaluate.mode == "shared":
+        data, checkpoint = space.train_set, space.dir / "shared.checkpoint"
+        problem_budget, fixed = space.budget(net), space.fixed(net)
+        layers, choices = net.layer_infos, tuple(recipe.search.bits)
+
+        def choose(step: int, generator: np.random.Generator) -> list[BitWidths]:
+            """Sandwich sampling within the budget: an extreme assignment in turn, the others random."""
+            extreme = max(choices) if step % 2 else min(choices)
+            picked = [BitWidths.uniform(net.bitwidths.names, extreme, extreme, fixed)]
+            for _ in range(recipe.evaluate.configs_per_step - 1):
+                picked.append(random_assignment(layers, problem_budget, choices, fixed, generator))
+            return picked
+
+        on_step = _on_step("train shared weights", on_progress)
+        train(
+            net, data.images, data.labels, recipe.evaluate.training, recipe.sigma, recipe.seed, choose=choose,
+            checkpoint=checkpoint, on_step=on_step,
+        )  # fmt: skip
+        save_state(net, space.shared_path)
+        checkpoint.unlink(missing_ok=True)
+    else:
+        save_state(net, space.shared_path)
+    return space.shared_path
+
+
+def calibrated(space: Workspace) -> QuantizedNet:
+    """The base network with step sizes fitted on noisy training images, in quantized mode."""
+    net = space.net(space.base_weights())
+    net.calibrate(space.calibration_pixels())
+    net.quantized = True
+    return net.eval()
+
+
+def open_evaluator(space: Workspace) -> ProgramEvaluator:
+    """The evaluator on the weights that score candidates."""
+    net = space.net()
+    net.quantized = True
+    load_state(net, space.shared_path)
+    train_set = space.train_set if space.recipe.evaluate.mode == "finetune" else None
+    return ProgramEvaluator(net.eval(), space.holdout, space.recipe, space.record(), train_set)
+
+
+def measure_spread(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:
+    """Score random configurations and refuse reward terms that do not vary.
+
+    :raises ArqError: when a weighted term is constant and the recipe does not allow that.
+    """
+    space = Workspace(recipe)
+    evaluator = open_evaluator(space)
+    generator = np.random.default_rng((recipe.search.seed, 20))
+    budget, fixed = space.budget(evaluator.net), space.fixed(evaluator.net)
+    found = []
+    for index in range(SPREAD_CONFIGURATIONS):
+        bits = random_assignment(evaluator.layers, budget, tuple(recipe.search.bits), fixed, generator)
+        found.append(evaluator.evaluate(bits).terms)
+        on_progress("spread of reward terms", index + 1, SPREAD_CONFIGURATIONS, "")
+    spreads = reward_terms.spread(found)
+    result = {"reference": evaluator.reference, "spread": spreads, "values": found}
+    _write(space.dir / "search" / "spread.json", result)
+    reward_terms.require_varying(spreads, recipe.evaluate)
+    return result
+
+
+def run_policy(recipe: Recipe, policy: str, on_progress: OnProgress) -> dict[str, Any]:
+    """Run one policy's search; replaying the record makes this resume after a kill."""
+    space = Workspace(recipe)
+    path = space.search_path(policy)
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    start = time.perf_counter()
+    evaluator = open_evaluator(space)
+    fixed, budget = space.fixed(evaluator.net), space.budget(evaluator.net)
+    problem = SearchProblem(evaluator, budget, tuple(recipe.search.bits), fixed)
+    best = -np.inf
+
+    def on_evaluation(index: int, evaluation: Evaluation) -> None:
+        nonlocal best
+        best = max(best, evaluation.reward)
+        on_progress(f"search {policy}", index + 1, recipe.search.evaluations, f"best {best:+.4f}")
+
+    options = recipe.search.options if policy == recipe.search.policy else {}
+    outcome = create(policy, **options).search(problem, recipe.search.evaluations, recipe.search.seed, on_evaluation)
+    history = [
+        {
+            "reward": e.reward,
+            "terms": e.terms,
+            "bops": total_cost("bops", evaluator.layers, e.bitwidths),
+            "weight_bytes": total_cost("weight_bytes", evaluator.layers, e.bitwidths),
+            "bitwidths": json.loads(e.bitwidths.to_json()),
+        }
+        for e in outcome.history
+    ]
+    result = {
+        "policy": policy,
+        "seed": recipe.search.seed,
+        "best": json.loads(outcome.best.bitwidths.to_json()),
+        "best_reward": outcome.best.reward,
+        "computed": evaluator.computed,
+        "seconds": time.perf_counter() - start,
+        "weights_hash": evaluator.key.weights_hash,
+        "history": history,
+    }
+    _write(path, result)
+    return result
+
+
+def search(recipe: Recipe, on_progress: OnProgress) -> dict[str, BitWidths]:
+    """Weights for scoring, spread check, every policy; writes the bit-widths of each compared network."""
+    space = Workspace(recipe)
+    space.budget(space.net())
+    prepare_weights(recipe, on_progress)
+    measure_spread(recipe, on_progress)
+    names = [recipe.search.policy, *(p for p in recipe.search.compare if p != recipe.search.policy)]
+    tasks = [Task(f"search {name}", run_policy, (recipe, name)) for name in names]
+    results = LocalExecutor(recipe.workers).map(tasks, on_progress)
+    chosen: dict[str, BitWidths] = {}
+    for name in names:
+        label = FOUND if name == recipe.search.policy else name
+        chosen[label] = BitWidths.from_json(json.dumps(results[f"search {name}"]["best"]))
+        _write(space.network_dir(label) / "bitwidths.json", results[f"search {name}"]["best"])
+    return chosen
+
+
+def compared(recipe: Recipe) -> list[str]:
+    """Names of the networks of the final table: float, each compared policy, found."""
+    others = [name for name in recipe.search.compare if name != recipe.search.policy]
+    return [FLOAT, *others, FOUND]
+
+
+def finetune_network(recipe: Recipe, name: str, on_progress: OnProgress) -> str:
+    """Fine-tune one network (the same recipe for all) and lower it; returns its program or weights hash."""
+    space = Workspace(recipe)
+    folder = space.network_dir(name)
+    weights, program_path = folder / "weights.safetensors", folder / "program.safetensors"
+    net = space.net(space.base_weights()) if name == FLOAT else space.net()
+    net.quantized = name != FLOAT
+    if net.quantized:
+        load_state(net, space.shared_path)
+        net.set_bitwidths(space.bitwidths(name))
+    if weights.is_file():
+        load_state(net, weights)
+    else:
+        data, checkpoint = space.train_set, folder / "checkpoint"
+        train(
+            net, data.images, data.labels, recipe.finetune, recipe.sigma, recipe.seed, checkpoint=checkpoint,
+            on_step=_on_step(f"fine-tune {name}", on_progress),
+        )  # fmt: skip
+        save_state(net, weights)
+        checkpoint.unlink(missing_ok=True)
+    net.eval()
+    if name == FLOAT:
+        return state_hash(net.state_dict())
+    metadata = {"run": recipe.name, "sigma": recipe.sigma, "weights_hash": state_hash(net.state_dict()), "network": name}
+    program = lower(net, noise_limit=space.table.hi, metadata=metadata)
+    program.save(program_path)
+    return program.hash
+
+
+def finetune(recipe: Recipe, on_progress: OnProgress) -> dict[str, str]:
+    """Fine-tune and lower every compared network, in parallel."""
+    if not Workspace(recipe).shared_path.is_file():
+        raise ArqError(f"Nothing was searched in {recipe.run_dir}; run `arqsearch search` first.")
+    tasks = [Task(name, finetune_network, (recipe, name)) for name in compared(recipe)]
+    return LocalExecutor(recipe.workers).map(tasks, on_progress)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)

@@ -1,0 +1,194 @@
+"""`Workspace`: a recipe's data, base network and run folder, made on demand by every stage and worker."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from arqsearch import data as datasets
+from arqsearch import models
+from arqsearch.certify.noise import NoiseTable
+from arqsearch.data import Dataset
+from arqsearch.errors import ArqError
+from arqsearch.quantize.bitwidths import BitWidths
+from arqsearch.quantize.cost import Budget
+from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
+from arqsearch.quantize.objectives import integer_noise
+from arqsearch.quantize.training import to_pixels
+from arqsearch.recipe import Recipe, dump_recipe
+from arqsearch.search.record import Record
+
+#: Noisy training images that set the step sizes.
+CALIBRATION_IMAGES = 512
+
+
+class Workspace:
+    """Paths and lazily built pieces of one run.
+
+    :param recipe: the resolved recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.dir = recipe.run_dir
+
+    # ---- files -------------------------------------------------------------------------------
+
+    @property
+    def base_path(self) -> Path:
+        """Trained base network (the model's own keys)."""
+        return self.dir / "base.safetensors"
+
+    @property
+    def shared_path(self) -> Path:
+        """Weights that score candidates: shared training in `shared` mode, calibrated base otherwise."""
+        return self.dir / "shared.safetensors"
+
+    def network_dir(self, name: str) -> Path:
+        """Folder of one compared network (float, uniform, random, found)."""
+        return self.dir / "networks" / name
+
+    def search_path(self, policy: str) -> Path:
+        """Result of one policy's search."""
+        return self.dir / "search" / f"{policy}.json"
+
+    def save_recipe(self) -> None:
+        """Store the resolved recipe; refuse to continue a run that was made with another one.
+
+        :raises ArqError: when the folder holds results of other settings that earlier stages depend on.
+        """
+        path = self.dir / "recipe.yaml"
+        dump_recipe(self.recipe, path)
+
+    # ---- data --------------------------------------------------------------------------------
+
+    def _load(self, split: str) -> Dataset:
+        section = self.recipe.data
+        return datasets.load(section.name, split, path=section.path, image_size=section.image_size)
+
+    @cached_property
+    def _split(self) -> tuple[Dataset, Dataset]:
+        return datasets.split_holdout(self._load("train"), self.recipe.data.holdout)
+
+    @property
+    def train_set(self) -> Dataset:
+        """Training images without the held-out part."""
+        return self._split[0]
+
+    @property
+    def holdout(self) -> Dataset:
+        """Training images that score candidates and nothing else."""
+        return self._split[1]
+
+    @cached_property
+    def test_set(self) -> Dataset:
+        """Test images: certificates and final figures only."""
+        return self._load("test")
+
+    # ---- networks ----------------------------------------------------------------------------
+
+    def model(self, num_classes: int, shape: tuple[int, int, int]) -> torch.nn.Module:
+        """The base network with fresh weights, for images of ``(H, W, C)``."""
+        section = self.recipe.model
+        torch.manual_seed(self.recipe.seed)
+        return models.build(section.name, num_classes, **models.image_options(section.name, shape), **section.options)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Class count and image shape, kept in the run folder so that late stages need no training data."""
+        path = self.dir / "data.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text()))
+        train = self.train_set
+        facts = {
+            "num_classes": train.num_classes,
+            "shape": list(train.images.shape[1:]),
+            "name": train.name,
+            "holdout_identity": self.holdout.identity,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts))
+        return facts
+
+    def net(self, base: Path | None = None) -> QuantizedNet:
+        """The quantized network around the base model, in float mode.
+
+        :param base: weights file in the model's own keys; None leaves fresh weights.
+        """
+        height, width, channels = self.facts["shape"]
+        model = self.model(self.facts["num_classes"], (height, width, channels))
+        if base is not None:
+            models.load_weights(model, base)
+        section = self.recipe.model
+        normal = models.default_normalization(section.name, channels)
+        settings = QuantizeSettings(**self.recipe.quantize.model_dump())
+        net = QuantizedNet(
+            model, (channels, height, width), section.mean or normal.mean, section.std or normal.std, settings
+        )
+        net.quantized = False
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def base_weights(self) -> Path:
+        """The file with the base network's weights.
+
+        :raises ArqError: when it was neither given nor trained yet.
+        """
+        given = self.recipe.model.weights
+        path = Path(given).expanduser() if given else self.base_path
+        if not path.is_file():
+            raise ArqError(f"No base weights at {path}; run `arqsearch train` first, or set model.weights to a file.")
+        return path
+
+    def calibration_pixels(self) -> list[torch.Tensor]:
+        """Noisy training images in grey levels, as the deployed network sees them."""
+        train = self.train_set
+        images = to_pixels(train.images[:CALIBRATION_IMAGES])
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        noisy = images + integer_noise(tuple(images.shape), self.recipe.sigma, generator)
+        return list(noisy.split(128))
+
+    # ---- search ------------------------------------------------------------------------------
+
+    @property
+    def table(self) -> NoiseTable:
+        """The noise table of the recipe's σ."""
+        return NoiseTable.for_sigma(self.recipe.sigma)
+
+    def fixed(self, net: QuantizedNet) -> dict[str, tuple[int, int]]:
+        """First and last layer at their fixed bits, empty when they are searched."""
+        pair = self.recipe.search.first_last
+        if pair is None:
+            return {}
+        names = net.bitwidths.names
+        return {names[0]: (pair[0], pair[1]), names[-1]: (pair[0], pair[1])}
+
+    def budget(self, net: QuantizedNet) -> Budget:
+        """The budget of the recipe on this network, checked to be attainable."""
+        limits = self.recipe.search.budget
+        budget = Budget.parse({"bops": limits.bops, "weight_bytes": limits.weight_bytes}, net.layer_infos)
+        budget.check_attainable(net.layer_infos, self.recipe.search.bits, self.fixed(net))
+        return budget
+
+    def record(self) -> Record:
+        """The record of evaluations."""
+        return Record(self.recipe.search.record or f"sqlite:///{self.dir / 'record.sqlite'}")
+
+    def bitwidths(self, name: str) -> BitWidths:
+        """Bit-widths of a compared network.
+
+        :raises ArqError: when the search has not run.
+        """
+        path = self.network_dir(name) / "bitwidths.json"
+        if not path.is_file():
+            raise ArqError(f"No bit-widths at {path}; run `arqsearch search` first.")
+        return BitWidths.from_json(path.read_text())
+
+
+def labels_as_int64(dataset: Dataset) -> np.ndarray:
+    """Labels as torch wants them."""
+    return dataset.labels.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Measurements against peers and papers, and the comparison of policies."""

@@ -1,0 +1,68 @@
+"""`Recorder`: the evaluator a policy sees, which keeps the history and shields the policy's random numbers."""
+
+from __future__ import annotations
+
+from arqsearch.envs.evaluator import Evaluation
+from arqsearch.errors import ArqError
+from arqsearch.policies.base import OnEvaluation, SearchProblem
+from arqsearch.policies.determinism import preserved_random_state, torch_threads
+from arqsearch.quantize.bitwidths import BitWidths
+from arqsearch.quantize.cost import LayerInfo
+
+
+class Recorder:
+    """An :class:`arqsearch.envs.Evaluator` that records, counts and reports.
+
+    The evaluator behind it runs with the caller's number of threads, and the global random states are put back after
+    it: a policy makes the same choices whether a score is computed or read from a record.
+
+    :param problem: what is searched.
+    :param evaluations: how many evaluations are allowed.
+    :param on_evaluation: called after each evaluation with its 0-based index.
+    :raises ArqError: when `evaluations` is below 1.
+    """
+
+    def __init__(self, problem: SearchProblem, evaluations: int, on_evaluation: OnEvaluation | None = None) -> None:
+        import torch
+
+        if evaluations < 1:
+            raise ArqError(f"The search was given {evaluations} evaluations; ask for at least 1.")
+        self._problem = problem
+        self._evaluations = evaluations
+        self._on_evaluation = on_evaluation
+        self._history: list[Evaluation] = []
+        self._threads = torch.get_num_threads()
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """Every conv and linear layer in execution order."""
+        return self._problem.evaluator.layers
+
+    @property
+    def done(self) -> bool:
+        """Whether all evaluations are made."""
+        return len(self._history) >= self._evaluations
+
+    @property
+    def history(self) -> tuple[Evaluation, ...]:
+        """Every evaluation so far, in order."""
+        return tuple(self._history)
+
+    def evaluate(self, bitwidths: BitWidths) -> Evaluation:
+        """Score one candidate and record it.
+
+        :param bitwidths: the candidate.
+        :raises ArqError: when all evaluations are made, or the candidate exceeds the budget.
+        """
+        if self.done:
+            raise ArqError(f"All {self._evaluations} evaluations of this search are made.")
+        if not self._problem.budget.met(self.layers, bitwidths):
+            raise ArqError(
+                f"Candidate {bitwidths.to_json()} exceeds the budget; a policy may only propose feasible ones."
+            )
+        with preserved_random_state(), torch_threads(self._threads):
+            evaluation = self._problem.evaluator.evaluate(bitwidths)
+            self._history.append(evaluation)
+            if self._on_evaluation is not None:
+                self._on_evaluation(len(self._history) - 1, evaluation)
+        return evaluation

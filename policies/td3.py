@@ -1,0 +1,50 @@
+"""`td3`: twin delayed DDPG on the continuous environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from stable_baselines3 import TD3
+
+from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
+from arqsearch.policies.agent import HAQ_WARMUP_EPISODES, PositiveFloat, PositiveInt, Run, UnitFloat, Widths
+from arqsearch.policies.off_policy import OffPolicyAgent
+
+
+@dataclass(frozen=True)
+class TD3Policy(OffPolicyAgent):
+    """Twin delayed deep deterministic policy gradient (Fujimoto et al., 2018).
+
+    Network and batch as `ddpg`; delay and target noise as in the paper; a constant Gaussian exploration noise.
+
+    :param learning_rate: Adam's, for actor and critics.
+    :param hidden: widths of the hidden layers of actor and critics.
+    :param batch_size: transitions per gradient step.
+    :param tau: rate of the target networks.
+    :param warmup_episodes: random episodes at the start, at most a fifth of the search.
+    :param updates_per_step: gradient steps per environment step.
+    :param noise: σ of the exploration noise, in units of the [−1, 1] action.
+    :param policy_delay: critic updates per actor update.
+    """
+
+    learning_rate: PositiveFloat = 1e-3
+    hidden: Widths = (300, 300)
+    batch_size: PositiveInt = 64
+    tau: UnitFloat = 0.01
+    warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
+    updates_per_step: PositiveInt = 1
+    noise: PositiveFloat = 0.3
+    policy_delay: PositiveInt = 2
+    name: ClassVar[str] = "td3"
+    environment = BitWidthContinuousEnv
+    algorithm = TD3
+
+    def arguments(self, run: Run) -> dict[str, Any]:
+        """Constructor arguments of the agent."""
+        import numpy as np
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        noise = NormalActionNoise(np.zeros(1), np.full(1, self.noise))
+        own = {"tau": self.tau, "policy_delay": self.policy_delay, "action_noise": noise}
+        return self.off_policy_arguments(run) | own
