@@ -109,6 +109,10 @@ class BitWidthEnv(LayerwiseEnv[np.int64]):
             return np.ones(len(self.feasibility.pairs), dtype=np.bool_)
         return np.array(self._allocation.feasible(self._layer), dtype=np.bool_)
 
+    def action_for(self, bits: LayerBits) -> np.int64:
+        """The action that requests `bits` for the current layer."""
+        return np.int64(self.feasibility.pairs.index(bits))
+
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Give bits to the current layer.
 

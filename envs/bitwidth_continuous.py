@@ -129,6 +129,12 @@ class BitWidthContinuousEnv(LayerwiseEnv[NDArray[np.float32]]):
             }
         )
 
+    def action_for(self, bits: LayerBits) -> NDArray[np.float32]:
+        """The action that requests `bits` for the current layer in the current step."""
+        wanted = bits.activation if self._activation is None else bits.weight
+        choices = self.feasibility.choices
+        return np.array([(choices.index(wanted) + 0.5) / len(choices) * 2 - 1], dtype=np.float32)
+
     def _pair(self, bits: int) -> LayerBits:
         """The pair that the current step means by `bits`, with the smallest weight bits while they are open."""
         if self._activation is None:

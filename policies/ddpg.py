@@ -12,7 +12,15 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
-from arqsearch.policies.agent import HAQ_WARMUP_EPISODES, PositiveFloat, PositiveInt, Run, UnitFloat, Widths
+from arqsearch.policies.agent import (
+    HAQ_WARMUP_EPISODES,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Run,
+    UnitFloat,
+    Widths,
+)
 from arqsearch.policies.noise import TruncatedNormalNoise
 from arqsearch.policies.off_policy import OffPolicyAgent
 
@@ -33,6 +41,7 @@ class DDPGPolicy(OffPolicyAgent):
     :param tau: rate of the target networks.
     :param warmup_episodes: random episodes at the start, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
+    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param noise: σ of the truncated normal exploration noise, in units of the [0, 1] action.
     :param noise_decay: its factor per episode in a search of HAQ's length; a shorter search goes through the same
         schedule faster.
@@ -44,6 +53,7 @@ class DDPGPolicy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
+    demonstrations: NonNegativeInt = 5
     noise: PositiveFloat = 0.5
     noise_decay: UnitFloat = 0.99
     name: ClassVar[str] = "ddpg"

@@ -39,6 +39,11 @@ class Recorder:
         return self._problem.evaluator.layers
 
     @property
+    def allowed(self) -> int:
+        """Evaluations of the whole search."""
+        return self._evaluations
+
+    @property
     def done(self) -> bool:
         """Whether all evaluations are made."""
         return len(self._history) >= self._evaluations

@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from stable_baselines3 import SAC
 
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
-from arqsearch.policies.agent import HAQ_WARMUP_EPISODES, PositiveFloat, PositiveInt, Run, UnitFloat, Widths
+from arqsearch.policies.agent import (
+    HAQ_WARMUP_EPISODES,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Run,
+    UnitFloat,
+    Widths,
+)
 from arqsearch.policies.off_policy import OffPolicyAgent
 
 
@@ -25,6 +33,7 @@ class SACPolicy(OffPolicyAgent):
     :param tau: rate of the target networks.
     :param warmup_episodes: random episodes at the start, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
+    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param temperature: weight of the entropy.
     """
 
@@ -34,6 +43,7 @@ class SACPolicy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
+    demonstrations: NonNegativeInt = 5
     temperature: PositiveFloat = 0.02
     name: ClassVar[str] = "sac"
     environment = BitWidthContinuousEnv

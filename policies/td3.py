@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from stable_baselines3 import TD3
 
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
-from arqsearch.policies.agent import HAQ_WARMUP_EPISODES, PositiveFloat, PositiveInt, Run, UnitFloat, Widths
+from arqsearch.policies.agent import (
+    HAQ_WARMUP_EPISODES,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Run,
+    UnitFloat,
+    Widths,
+)
 from arqsearch.policies.off_policy import OffPolicyAgent
 
 
@@ -24,6 +32,7 @@ class TD3Policy(OffPolicyAgent):
     :param tau: rate of the target networks.
     :param warmup_episodes: random episodes at the start, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
+    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param noise: σ of the exploration noise, in units of the [−1, 1] action.
     :param policy_delay: critic updates per actor update.
     """
@@ -34,6 +43,7 @@ class TD3Policy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
+    demonstrations: NonNegativeInt = 5
     noise: PositiveFloat = 0.3
     policy_delay: PositiveInt = 2
     name: ClassVar[str] = "td3"

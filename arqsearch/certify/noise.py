@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -98,14 +99,16 @@ def _build(sigma: Decimal) -> NoiseTable:
     with mpmath.workdps(60):
         s = mpmath.mpf(scale.as_integer_ratio()[0]) / scale.as_integer_ratio()[1]
         root = s * mpmath.sqrt(2)
-        tails = []  # 1 − Φ((k+½)/s) for k = 0, 1, ..; the lower half of the table follows by symmetry.
+        tails: list[
+            mpmath.mpf
+        ] = []  # 1 − Φ((k+½)/s) for k = 0, 1, ..; the lower half of the table follows by symmetry.
         while not tails or int(mpmath.nint(tails[-1] * one)) > 0:
             tails.append(mpmath.erfc((len(tails) + mpmath.mpf(1) / 2) / root) / 2)
         upper = [one - int(mpmath.nint(tail * one)) for tail in tails]
         hi = len(upper) - 1
         # The ideal mass beyond hi, then every |p_k − q_k| from 0 to hi; both halves are mirror images.
         errors = [(one - t) / mpmath.mpf(one) - tail for t, tail in zip(upper, tails, strict=True)]
-        distance = tails[-1] + sum(abs(b - a) for a, b in zip(errors, errors[1:], strict=False)) + abs(errors[0])
+        distance = tails[-1] + sum(abs(b - a) for a, b in pairwise(errors)) + abs(errors[0])
         tv = float(np.nextafter(float(distance * (1 + mpmath.mpf(10) ** -30)), np.inf))
     lower = [one - t for t in reversed(upper[:-1])]
     return NoiseTable(float(sigma), -hi, hi, (*lower, *upper), tv)
@@ -194,9 +197,9 @@ def _fill(out: Tensor, words: list[Tensor], counter: list[Tensor], table: NoiseT
         ties = (high[index.clamp(max=high.numel() - 1)] == exact).nonzero().view(-1)
         if ties.numel():
             at = open_[ties]
-            full_counter = [
-                part.expand(out.shape[:2]).reshape(-1)[at] for part in counter[:3]
-            ] + [counter[3].view(-1) | 1]
+            full_counter = [part.expand(out.shape[:2]).reshape(-1)[at] for part in counter[:3]] + [
+                counter[3].view(-1) | 1
+            ]
             low = philox(full_counter, seed)[position] & _MASK
             index[ties] = torch.searchsorted(full, ((exact[ties] - (1 << 31)) << 32) | low, right=True)
         value[open_] = (index + table.lo).to(torch.int16)

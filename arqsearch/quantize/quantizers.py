@@ -35,28 +35,41 @@ def round_real(x: Tensor, rounding: Rounding) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """``clip(round(x / s), lo, hi) * s`` with LSQ gradients; `s` broadcasts along dimension `dim` of x."""
+    """``clip(round(x / s), lo, hi) * s`` with LSQ gradients; `s` is a scalar or per channel (dimension 0).
+
+    With g the gradient of the result and g' = g inside the range, 0 outside, LSQ's step gradient
+    ``sum g * (code - [inside] x/s)`` equals ``(sum g * result - sum g' * x) / s``: two products of
+    tensors that are kept anyway.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, lo: int, hi: int, scale: float, rounding: Rounding) -> Tensor:
-        ratio = x / step
-        codes = round_real(ratio, rounding).clamp_(lo, hi)
-        ctx.save_for_backward(ratio, codes, step)
+        codes = x / step
+        codes = codes.round_() if rounding == "half_even" else codes.add_(0.5 * (rounding == "half_up")).floor_()
+        result = codes.clamp_(lo, hi).mul_(step)
+        ctx.save_for_backward(x, result, step)
         ctx.lo, ctx.hi, ctx.scale = lo, hi, scale
-        return codes * step
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (grad,) = grads
-        ratio, codes, step = ctx.saved_tensors
-        inside = (ratio >= ctx.lo) & (ratio <= ctx.hi)
-        grad_x = grad * inside
-        per_value = grad * (codes - ratio * inside) * ctx.scale
+        x, result, step = ctx.saved_tensors
         if step.ndim == 0:
-            grad_step = per_value.sum()
+            low, high = ctx.lo * step.item(), ctx.hi * step.item()
+            grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high)
+            total = _dot(grad, result) - _dot(grad_x, x)
         else:
-            grad_step = per_value.flatten(1).sum(1).reshape(step.shape)
-        return grad_x, grad_step, None, None, None, None
+            grad_x = grad * ((x >= ctx.lo * step) & (x <= ctx.hi * step))
+            total = (grad * result - grad_x * x).flatten(1).sum(1).reshape(step.shape)
+        return grad_x, total / step * ctx.scale, None, None, None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products of two tensors, without a temporary where both lie in memory the same way."""
+    if a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def fake_quantize(x: Tensor, step: Tensor, lo: int, hi: int, rounding: Rounding = "half_even") -> Tensor:
@@ -74,7 +87,7 @@ def fake_quantize(x: Tensor, step: Tensor, lo: int, hi: int, rounding: Rounding 
 def snap_power_of_two(step: Tensor, unit: float = 1.0) -> Tensor:
     """Nearest ``unit * 2**k``, with the gradient of the identity."""
     snapped = unit * torch.exp2(torch.log2(step.detach() / unit).round())
-    return step + (snapped - step.detach())
+    return snapped + (step - step.detach())
 
 
 def best_steps(values: Tensor, lo: int, hi: int, candidates: int = 24) -> Tensor:

@@ -7,6 +7,7 @@ name, and build the rest themselves.
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 
 from arqsearch import models
 from arqsearch.envs.evaluator import Evaluation
+from arqsearch.envs.feasibility import Feasibility
 from arqsearch.errors import ArqError
 from arqsearch.integer.lowering import lower
 from arqsearch.policies import SearchProblem, create
-from arqsearch.policies.sampling import random_assignment
+from arqsearch.policies.random_search import sample_feasible
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import total_cost
 from arqsearch.quantize.network import QuantizedNet
@@ -32,6 +34,8 @@ from arqsearch.search.workspace import Workspace
 
 #: Random configurations over which the spread of each reward term is measured before a search.
 SPREAD_CONFIGURATIONS = 20
+#: Sweeps of the sampler for one configuration; training wants speed more than exact uniformity.
+SPREAD_SWEEPS, TRAINING_SWEEPS = 30, 4
 FLOAT, FOUND = "float", "found"
 
 
@@ -61,15 +65,16 @@ def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
     net = calibrated(space)
     if recipe.evaluate.mode == "shared":
         data, checkpoint = space.train_set, space.dir / "shared.checkpoint"
-        problem_budget, fixed = space.budget(net), space.fixed(net)
-        layers, choices = net.layer_infos, tuple(recipe.search.bits)
+        choices, fixed = tuple(recipe.search.bits), space.fixed(net)
+        feasibility = Feasibility(net.layer_infos, space.budget(net), choices, fixed)
 
         def choose(step: int, generator: np.random.Generator) -> list[BitWidths]:
             """Sandwich sampling within the budget: an extreme assignment in turn, the others random."""
             extreme = max(choices) if step % 2 else min(choices)
             picked = [BitWidths.uniform(net.bitwidths.names, extreme, extreme, fixed)]
+            source = random.Random(int(generator.integers(2**32)))
             for _ in range(recipe.evaluate.configs_per_step - 1):
-                picked.append(random_assignment(layers, problem_budget, choices, fixed, generator))
+                picked.append(sample_feasible(feasibility, source, TRAINING_SWEEPS).bitwidths())
             return picked
 
         on_step = _on_step("train shared weights", on_progress)
@@ -108,12 +113,13 @@ def measure_spread(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:
     """
     space = Workspace(recipe)
     evaluator = open_evaluator(space)
-    generator = np.random.default_rng((recipe.search.seed, 20))
-    budget, fixed = space.budget(evaluator.net), space.fixed(evaluator.net)
+    net = evaluator.net
+    feasibility = Feasibility(net.layer_infos, space.budget(net), tuple(recipe.search.bits), space.fixed(net))
+    # A generator of its own: the random policy must not start with the same candidates.
+    source = random.Random(f"spread {recipe.search.seed}")
     found = []
     for index in range(SPREAD_CONFIGURATIONS):
-        bits = random_assignment(evaluator.layers, budget, tuple(recipe.search.bits), fixed, generator)
-        found.append(evaluator.evaluate(bits).terms)
+        found.append(evaluator.evaluate(sample_feasible(feasibility, source, SPREAD_SWEEPS).bitwidths()).terms)
         on_progress("spread of reward terms", index + 1, SPREAD_CONFIGURATIONS, "")
     spreads = reward_terms.spread(found)
     result = {"reference": evaluator.reference, "spread": spreads, "values": found}

@@ -46,7 +46,12 @@ def test_philox_equals_plain_integers(counter, key):
 
 
 def test_philox_broadcasts_like_full_counters():
-    parts = [torch.arange(5)[None], torch.arange(7)[:, None] + 2**32 - 9, torch.tensor([[3]]), torch.tensor([[1 << 24]])]
+    parts = [
+        torch.arange(5)[None],
+        torch.arange(7)[:, None] + 2**32 - 9,
+        torch.tensor([[3]]),
+        torch.tensor([[1 << 24]]),
+    ]
     full = [part.expand(7, 5).clone() for part in parts]
     for a, b in zip(philox(parts, 12345678901234567890), philox(full, 12345678901234567890), strict=True):
         assert torch.equal(a & 0xFFFFFFFF, b & 0xFFFFFFFF)
@@ -99,7 +104,9 @@ def test_table_against_direct_probabilities(sigma):
     assert mass[-1] > 0  # The support ends where the probability rounds to nothing.
     with mpmath.workdps(80):
         ideal = [cdf(k, sigma) - cdf(k - 1, sigma) for k in range(table.lo, table.hi + 1)]
-        distance = (sum(abs(q * mpmath.mpf(2) ** -64 - p) for q, p in zip(mass, ideal, strict=True)) + 1 - sum(ideal)) / 2
+        distance = (
+            sum(abs(q * mpmath.mpf(2) ** -64 - p) for q, p in zip(mass, ideal, strict=True)) + 1 - sum(ideal)
+        ) / 2
     assert all(abs(q - float(p * 2**64)) <= 1 + abs(q) * 1e-15 for q, p in zip(mass, ideal, strict=True))
     assert distance <= table.tv <= float(distance) * (1 + 1e-12)
     assert 3072 * table.tv < 2e-13

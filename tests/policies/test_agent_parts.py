@@ -17,6 +17,7 @@ from arqsearch.policies.determinism import torch_threads
 from arqsearch.policies.noise import TruncatedNormalNoise
 from arqsearch.policies.recorder import Recorder
 from arqsearch.policies.reward import StandardizedReward
+from arqsearch.policies.uniform import uniform_candidates
 from arqsearch.quantize.bitwidths import BitWidths
 
 
@@ -95,3 +96,12 @@ def test_the_evaluator_runs_with_the_callers_threads() -> None:
         create("ppo", hidden=[8]).search(SearchProblem(Watching(), embedded_budget()), 3, 0)
         assert torch.get_num_threads() == 2
     assert seen == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["ddpg", "dqn"])
+def test_replay_agents_start_with_the_fullest_uniform_assignments(name: str) -> None:
+    problem = SearchProblem(AnalyticEvaluator(), embedded_budget())
+    shown = create(name, demonstrations=3).search(problem, 30, seed=0)
+    assert [e.bitwidths for e in shown.history[:3]] == uniform_candidates(problem)[:3]
+    hidden = create(name, demonstrations=0).search(problem, 30, seed=0)
+    assert [e.bitwidths for e in hidden.history[:3]] != uniform_candidates(problem)[:3]

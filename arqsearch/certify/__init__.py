@@ -1,0 +1,1 @@
+"""Smoothing and interval certificates of integer programs."""

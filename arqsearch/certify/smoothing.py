@@ -1,0 +1,190 @@
+"""Randomized smoothing by the ``fixed`` rule: n0 samples select the class, n fresh ones bound its probability.
+
+Protocol of Cohen, Rosenfeld and Kolter (ICML 2019) with integer noise: x + Z stays on the pixel grid, so
+the certified function is exactly the integer program (docs/certificate-format.md states the theorem).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arqsearch.certify.binomial import certified_radius
+from arqsearch.certify.line import CertificateLine, first_maximum
+from arqsearch.certify.noise import ESTIMATE, SELECT, NoiseTable, noise
+from arqsearch.errors import ArqError
+
+if TYPE_CHECKING:
+    from arqsearch.integer.program import IntegerProgram
+
+#: Noisy images, int16 ``(N, H, W, C)`` in grey levels, to classes, int64 ``(N,)``; deterministic.
+Classifier: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SmoothingSettings:
+    """How images are certified.
+
+    :param sigma: noise level in [0,1] pixels.
+    :param n0: samples that select the class.
+    :param n: fresh samples that estimate its probability.
+    :param alpha: failure probability for each image.
+    :param seed: 64-bit key of the noise generator.
+    :param batch_size: noisy images in one forward pass; does not change the result.
+    :param skip_misclassified: do not estimate an image whose selected class is not its label: certified
+        accuracy and ACR count it 0 either way.
+    :param device: torch device of the noise; does not change the result.
+    :raises ArqError: when a value is out of range.
+    """
+
+    sigma: float
+    n0: int = 100
+    n: int = 100_000
+    alpha: float = 0.001
+    seed: int = 0
+    batch_size: int = 250
+    skip_misclassified: bool = True
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("n0", "n", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ArqError(f"{name} = {getattr(self, name)}; choose a whole number of at least 1.")
+        if not 0 < self.alpha < 0.5:
+            raise ArqError(f"alpha = {self.alpha} is no failure probability; choose one in (0, 0.5) such as 0.001.")
+
+
+def first_argmax(logits: Tensor) -> Tensor:
+    """Index of the first maximum of each row; `torch.argmax` does not promise the first.
+
+    :param logits: ``(N, classes)``, no NaN.
+    :returns: int64 ``(N,)``.
+    """
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    at_maximum = logits == logits.amax(1, keepdim=True)
+    return torch.where(at_maximum, classes, logits.shape[1]).amin(1)
+
+
+def program_classifier(program: IntegerProgram, sigma: float, device: str = "cpu") -> Classifier:
+    """The classifier of an integer program, checked to accept every noisy image at this σ.
+
+    :param sigma: noise level in [0,1] pixels.
+    :param device: torch device that runs the program.
+    :raises ArqError: when noisy pixels could leave the program's input range.
+    """
+    check_input_range(program.input.lo, program.input.hi, sigma)
+    return lambda pixels: first_argmax(program.run(pixels, device=device))
+
+
+def check_input_range(lo: int, hi: int, sigma: float) -> None:
+    """Refuse a range that x + Z, with x in 0..255, can leave.
+
+    :param lo: smallest pixel value that the program accepts.
+    :param hi: largest pixel value that the program accepts.
+    :param sigma: noise level in [0,1] pixels.
+    """
+    table = NoiseTable.for_sigma(sigma)
+    if lo > table.lo or hi < 255 + table.hi:
+        raise ArqError(
+            f"The program accepts pixels in {lo}..{hi}, but noisy pixels at sigma = {sigma} lie in "
+            f"{table.lo}..{255 + table.hi}; lower the network again with noise_limit={table.hi}, or certify at a "
+            "smaller sigma."
+        )
+
+
+def count_classes(
+    classify: Classifier, image: NDArray[np.uint8], image_id: int, stage: int, samples: int, settings: SmoothingSettings
+) -> dict[int, int]:
+    """Votes of each class on noisy copies of one image, classes without votes left out.
+
+    :param image: uint8 ``(H, W, C)``.
+    :param image_id: image word of the noise counter.
+    :param stage: `SEARCH`, `SELECT` or `ESTIMATE`.
+    :param samples: number of noisy copies.
+    :raises ArqError: when image or answer have another type or shape than stated.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ArqError(f"Image {image_id} is {image.dtype} of shape {image.shape}; expected uint8 (H, W, C).")
+    table = NoiseTable.for_sigma(settings.sigma)
+    pixels = torch.from_numpy(image.astype(np.int16)).to(settings.device)
+    votes = torch.zeros(0, dtype=torch.int64)
+    for start in range(0, samples, settings.batch_size):
+        count = min(settings.batch_size, samples - start)
+        drawn = noise(
+            table,
+            seed=settings.seed,
+            stage=stage,
+            image_ids=[image_id],
+            sample_start=start,
+            sample_count=count,
+            coordinates=image.size,
+            device=settings.device,
+        )
+        classes = classify(pixels + drawn.reshape(count, *image.shape))
+        if classes.shape != (count,) or classes.dtype != torch.int64:
+            raise ArqError(
+                f"The classifier gave {classes.dtype} {tuple(classes.shape)} for {count} images; expected int64 (N,)."
+            )
+        fresh = torch.bincount(classes.cpu(), minlength=len(votes))
+        fresh[: len(votes)] += votes
+        votes = fresh
+    return {name: int(count) for name, count in enumerate(votes.tolist()) if count}
+
+
+def certify_image(
+    classify: Classifier,
+    image: NDArray[np.uint8],
+    image_id: int,
+    label: int | None,
+    settings: SmoothingSettings,
+    *,
+    program: str,
+    data: str,
+) -> CertificateLine:
+    """Certify one image by the ``fixed`` rule.
+
+    :param image: uint8 ``(H, W, C)``, grey levels.
+    :param image_id: its id in the data set.
+    :param label: its true class, None when unknown.
+    :param program: hash of what ``classify`` runs.
+    :param data: identity of the data set.
+    """
+    selection = count_classes(classify, image, image_id, SELECT, settings.n0, settings)
+    predicted = first_maximum(selection)
+    estimated = not (settings.skip_misclassified and label is not None and predicted != label)
+    estimate = count_classes(classify, image, image_id, ESTIMATE, settings.n, settings) if estimated else {}
+    d_tau = total_distance(settings.sigma, image.size)
+    votes = estimate.get(predicted, 0)
+    radius = certified_radius(votes, settings.n, settings.sigma, settings.alpha, d_tau) if estimated else None
+    return CertificateLine(
+        program=program,
+        data=data,
+        image=int(image_id),
+        label=None if label is None else int(label),
+        sigma=float(settings.sigma),
+        d_tau=d_tau,
+        alpha=float(settings.alpha),
+        seed=settings.seed,
+        n0=settings.n0,
+        n=settings.n,
+        predicted=predicted,
+        selection=selection,
+        estimate=estimate,
+        estimated=estimated,
+        certified=radius is not None,
+        radius=float(radius or 0),
+    )
+
+
+def total_distance(sigma: float, coordinates: int) -> float:
+    """d·τ rounded up: how far the drawn noise of a whole image can be from the ideal, in total variation.
+
+    :param coordinates: d = H·W·C.
+    """
+    return float(np.nextafter(coordinates * NoiseTable.for_sigma(sigma).tv, np.inf))

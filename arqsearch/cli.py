@@ -1,0 +1,175 @@
+"""The command line: parses, calls one function a command, prints. No logic, and no heavy import at the top."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from arqsearch.errors import ArqError
+
+app = typer.Typer(
+    name="arqsearch",
+    help="Search bit-widths for the integer network you ship, and certify that very network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Recipe file, name of a packaged recipe, or run folder.", metavar="RECIPE|RUN")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, as section.key=value.", metavar="[KEY=VALUE]...")
+]
+RunArgument = Annotated[str, typer.Argument(help="Run folder (or its recipe).", metavar="RUN")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, no progress.")]
+Network = Annotated[str, typer.Option("--network", help="Which compared network: found, uniform or random.")]
+
+
+def _run(stage: str, recipe: str, overrides: list[str] | None, as_json: bool) -> None:
+    """Run stages up to and including `stage` and print the outcome."""
+    from arqsearch.progress import ProgressReporter
+    from arqsearch.recipe import load_recipe
+    from arqsearch.search import pipeline
+
+    settings = load_recipe(recipe, overrides)
+    with ProgressReporter(quiet=as_json) as progress:
+        outcome = pipeline.STAGES[stage](settings, progress)
+    _print(outcome, as_json)
+
+
+def _print(outcome: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(outcome))
+        return
+    for key, value in outcome.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(title=key)
+            for column in value[0]:
+                table.add_column(str(column))
+            for row in value:
+                table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+            Console().print(table)
+        elif isinstance(value, dict):
+            typer.echo(f"{key}:")
+            for name, item in value.items():
+                typer.echo(f"  {name}: {item}")
+        else:
+            typer.echo(f"{key}: {value}")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    source: Annotated[str, typer.Option("--from", help="Packaged recipe to start from.")] = "digits",
+) -> None:
+    """Write a commented recipe to start from."""
+    from arqsearch.recipe import RECIPES, load_recipe
+
+    load_recipe(source)
+    if path.exists():
+        raise ArqError(f"{path} exists already; give another name: arqsearch init other.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text((RECIPES / f"{source}.yaml").read_text())
+    typer.echo(f"Wrote {path}. Edit it, then: arqsearch run {path}")
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train the base network (or check the given weights)."""
+    _run("train", recipe, overrides, as_json)
+
+
+@app.command()
+def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Search the bit-widths; resumes after a kill."""
+    _run("search", recipe, overrides, as_json)
+
+
+@app.command()
+def certify(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fine-tune the compared networks, lower them and certify the integer programs."""
+    _run("certify", recipe, overrides, as_json)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Do everything in order: train, search, certify, export, verify, report."""
+    _run("run", recipe, overrides, as_json)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, qdq or config.")] = "onnx",
+    network: Network = "found",
+    as_json: Json = False,
+) -> None:
+    """Write the integer network as strict ONNX, as QDQ ONNX, or its quantization config."""
+    from arqsearch.recipe import load_recipe
+    from arqsearch.search import delivery
+
+    _print(delivery.export(load_recipe(run), network, [format]), as_json)
+
+
+@app.command()
+def apply(
+    config: Annotated[Path, typer.Argument(help="Quantization config (JSON).")],
+    weights: Annotated[Path | None, typer.Option(help="Base weights; default: the file beside the config.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the integer program here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild an integer program from a quantization config and its base; checks the hash."""
+    from arqsearch.export.config import apply_config
+
+    _print(apply_config(config, weights, output), as_json)
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Run folder, or one certificate file in it.", metavar="RUN|CERTIFICATE")],
+    images: Annotated[int, typer.Option(help="Certified images to recompute for each network; 0 for all.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Recompute certificates, and run the exported ONNX against the integer program, logit by logit."""
+    from arqsearch.search import delivery
+
+    _print(delivery.verify(run, images), as_json)
+
+
+@app.command()
+def report(run: RunArgument, as_json: Json = False) -> None:
+    """Write report.html and report.md of a run."""
+    _run("report", run, None, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the recipe."""
+    from arqsearch.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one message, not a traceback."""
+    try:
+        app()
+    except ArqError as error:
+        typer.secho(f"error: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted; run the same command again to continue.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
