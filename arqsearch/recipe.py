@@ -141,7 +141,7 @@ class Certify(Section):
     images: Positive = Field(100, description="test images, the first of the set")
     n0: Positive = Field(100, description="samples that select the class")
     n: Positive = Field(10_000, description="fresh samples that estimate its probability")
-    alpha: float = Field(0.001, gt=0, lt=1, description="failure probability for each image")
+    alpha: float = Field(0.001, gt=0, lt=0.5, description="failure probability for each image")
     radii: list[float] = Field(default=[0.0, 0.25, 0.5], description="L2 radii in [0,1] pixels, for the tables")
     epsilons: list[Positive] = Field(default=[1, 2, 4], description="L∞ radii in grey levels for interval bounds")
     interval_images: Positive = Field(500, description="test images bounded")

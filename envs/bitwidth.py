@@ -14,7 +14,7 @@ from arqsearch.envs.feasibility import nearest_pair
 from arqsearch.envs.features import scaled_bits
 from arqsearch.envs.layerwise import LayerwiseEnv, Observation
 from arqsearch.errors import ArqError
-from arqsearch.quantize.bitwidths import ALL_BITS, MAX_BITS, LayerBits
+from arqsearch.quantize.bitwidths import ALL_BITS, MAX_BITS, BitWidths, LayerBits
 from arqsearch.quantize.cost import Budget
 
 
@@ -109,9 +109,10 @@ class BitWidthEnv(LayerwiseEnv[np.int64]):
             return np.ones(len(self.feasibility.pairs), dtype=np.bool_)
         return np.array(self._allocation.feasible(self._layer), dtype=np.bool_)
 
-    def action_for(self, bits: LayerBits) -> np.int64:
-        """The action that requests `bits` for the current layer."""
-        return np.int64(self.feasibility.pairs.index(bits))
+    def action_for(self, bitwidths: BitWidths) -> np.int64:
+        """The action that gives the current layer its bits in `bitwidths`."""
+        name = self.feasibility.searched[self._layer].name
+        return np.int64(self.feasibility.pairs.index(bitwidths[name]))
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Give bits to the current layer.

@@ -15,7 +15,7 @@ from arqsearch.envs.feasibility import nearest_bits
 from arqsearch.envs.features import scaled_bits
 from arqsearch.envs.layerwise import LayerwiseEnv, Observation
 from arqsearch.errors import ArqError
-from arqsearch.quantize.bitwidths import ALL_BITS, MAX_BITS, LayerBits
+from arqsearch.quantize.bitwidths import ALL_BITS, MAX_BITS, BitWidths, LayerBits
 from arqsearch.quantize.cost import Budget
 
 
@@ -129,8 +129,9 @@ class BitWidthContinuousEnv(LayerwiseEnv[NDArray[np.float32]]):
             }
         )
 
-    def action_for(self, bits: LayerBits) -> NDArray[np.float32]:
-        """The action that requests `bits` for the current layer in the current step."""
+    def action_for(self, bitwidths: BitWidths) -> NDArray[np.float32]:
+        """The action that, in the current step, gives the current layer its bits in `bitwidths`."""
+        bits = bitwidths[self.feasibility.searched[self._layer].name]
         wanted = bits.activation if self._activation is None else bits.weight
         choices = self.feasibility.choices
         return np.array([(choices.index(wanted) + 0.5) / len(choices) * 2 - 1], dtype=np.float32)

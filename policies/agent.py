@@ -20,7 +20,6 @@ from arqsearch.policies.recorder import Recorder
 from arqsearch.policies.reward import StandardizedReward
 
 PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -80,14 +79,14 @@ class AgentPolicy(ABC):
         return self.algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **self.arguments(run))
 
     def demonstrate(  # noqa: B027 - a hook, not a duty
-        self, model: BaseAlgorithm, env: BitWidthEnv | BitWidthContinuousEnv, problem: SearchProblem, recorder: Recorder
+        self, model: BaseAlgorithm, env: BitWidthEnv | BitWidthContinuousEnv, problem: SearchProblem, run: Run
     ) -> None:
         """Show the agent some candidates before it acts; nothing by default.
 
         :param model: the new agent, whose environment wraps `env`.
         :param env: the bare environment.
         :param problem: what is searched.
-        :param recorder: counts the evaluations.
+        :param run: sizes of the search.
         """
 
     def search(
@@ -101,7 +100,7 @@ class AgentPolicy(ABC):
             model = self.build(StandardizedReward(env), run)
             # Without a logger of its own, learn() makes a new folder in the system's temporary one.
             model.set_logger(Logger(folder=None, output_formats=[]))
-            self.demonstrate(model, env, problem, recorder)
+            self.demonstrate(model, env, problem, run)
             if not recorder.done:
                 model.learn(total_timesteps=run.total_steps, callback=StopWhenDone(recorder))
         return SearchOutcome.of(recorder.history)

@@ -14,7 +14,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
 from arqsearch.policies.agent import (
     HAQ_WARMUP_EPISODES,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Run,
@@ -39,9 +38,8 @@ class DDPGPolicy(OffPolicyAgent):
     :param hidden: widths of the hidden layers of actor and critic.
     :param batch_size: transitions per gradient step.
     :param tau: rate of the target networks.
-    :param warmup_episodes: random episodes at the start, at most a fifth of the search.
+    :param warmup_episodes: episodes at the start that are played to the agent, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
-    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param noise: σ of the truncated normal exploration noise, in units of the [0, 1] action.
     :param noise_decay: its factor per episode in a search of HAQ's length; a shorter search goes through the same
         schedule faster.
@@ -53,7 +51,6 @@ class DDPGPolicy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
-    demonstrations: NonNegativeInt = 5
     noise: PositiveFloat = 0.5
     noise_decay: UnitFloat = 0.99
     name: ClassVar[str] = "ddpg"
@@ -71,7 +68,7 @@ class DDPGPolicy(OffPolicyAgent):
 
         warmup = run.warmup_episodes(self.warmup_episodes)
         speed = max(HAQ_LEARNING_EPISODES / (run.evaluations - warmup), 1.0)
-        model.action_noise = TruncatedNormalNoise(current_action, self.noise, self.noise_decay**speed, warmup, run.seed)
+        model.action_noise = TruncatedNormalNoise(current_action, self.noise, self.noise_decay**speed, run.seed)
         return model
 
     def arguments(self, run: Run) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from stable_baselines3 import DQN
 from arqsearch.envs.bitwidth import BitWidthEnv
 from arqsearch.policies.agent import (
     HAQ_WARMUP_EPISODES,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Run,
@@ -27,9 +26,8 @@ class DQNPolicy(OffPolicyAgent):
     :param learning_rate: Adam's.
     :param hidden: widths of the hidden layers.
     :param batch_size: transitions per gradient step.
-    :param warmup_episodes: random episodes at the start, at most a fifth of the search.
+    :param warmup_episodes: episodes at the start that are played to the agent, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
-    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param exploration_fraction: share of the search over which the random share of actions falls.
     :param exploration_final: random share of actions after that.
     """
@@ -39,7 +37,6 @@ class DQNPolicy(OffPolicyAgent):
     batch_size: PositiveInt = 64
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 2
-    demonstrations: NonNegativeInt = 5
     exploration_fraction: UnitFloat = 0.5
     exploration_final: UnitFloat = 0.05
     name: ClassVar[str] = "dqn"

@@ -16,14 +16,12 @@ _NEGLIGIBLE = 1e-4
 class TruncatedNormalNoise(ActionNoise):
     """Noise such that action + noise is normal around the action, truncated to [−1, 1].
 
-    Plain Gaussian noise would be clipped, and so would pile up on the smallest and the largest bits. Zero in the
-    warm-up episodes, whose actions are uniform already. Source: HAQ (Wang et al., CVPR 2019): σ = 0.5 · 0.99^k of the
-    [0, 1] action in the k-th episode after the warm-up.
+    Plain Gaussian noise would be clipped, and so would pile up on the smallest and the largest bits. Source:
+    HAQ (Wang et al., CVPR 2019): σ = 0.5 · 0.99^k of the [0, 1] action in the k-th episode after the warm-up.
 
     :param action: gives the actor's current action, array (1,) in [−1, 1].
     :param sigma: standard deviation in the first episode after the warm-up, in units of the [0, 1] action.
     :param decay: factor of sigma per episode.
-    :param warmup_episodes: episodes before the noise begins.
     :param seed: seed of the noise.
     """
 
@@ -32,23 +30,20 @@ class TruncatedNormalNoise(ActionNoise):
         action: Callable[[], NDArray[np.float32]],
         sigma: float,
         decay: float,
-        warmup_episodes: int,
         seed: int,
     ) -> None:
         super().__init__()
         self._action = action
         self._sigma = sigma
         self._decay = decay
-        self._warmup = warmup_episodes
         self._generator = np.random.default_rng(seed)
         # The agent resets its noise once before the first episode, and then after each.
         self._episode = -1
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the current episode in units of the [0, 1] action; 0 in the warm-up."""
-        learning = max(self._episode, 0) - self._warmup
-        return self._sigma * self._decay**learning if learning >= 0 else 0.0
+        """Standard deviation of the current episode in units of the [0, 1] action."""
+        return self._sigma * self._decay ** max(self._episode, 0)
 
     def reset(self) -> None:
         """Go to the next episode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from arqsearch.envs.bitwidth import BitWidthEnv
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
 from arqsearch.policies.agent import AgentPolicy, Run
 from arqsearch.policies.base import SearchProblem
-from arqsearch.policies.recorder import Recorder
-from arqsearch.policies.reward import StandardizedReward
+from arqsearch.policies.random_search import sample_feasible
 from arqsearch.policies.uniform import uniform_candidates
+
+#: Warm-up episodes that play uniform assignments, at most half of the warm-up.
+UNIFORM_EPISODES = 5
+#: Sweeps of the sampler that draws the other ones.
+SWEEPS = 30
 
 
 class OffPolicyAgent(AgentPolicy):
@@ -22,8 +27,10 @@ class OffPolicyAgent(AgentPolicy):
 
     The only reward comes with the last step, and a search has few episodes: returns are taken over the rest of the
     episode (n-step with n = its length), so that every step sees the reward at once instead of after as many updates
-    as there are steps. Updates follow each episode, as in HAQ. The first `demonstrations` episodes play the fullest
-    uniform assignments into the replay buffer: a search that does not know its baseline cannot be trusted to beat it.
+    as there are steps. Updates follow each episode, as in HAQ. The warm-up
+    does not act at random (that spends the budget on the first layers and starves the last ones): it plays the fullest
+    uniform assignments, then uniform samples of the feasible set, into the replay buffer, and the agent learns from
+    them before it acts. A search that has not seen its baseline cannot be trusted to beat it.
     """
 
     learning_rate: float
@@ -31,28 +38,31 @@ class OffPolicyAgent(AgentPolicy):
     batch_size: int
     warmup_episodes: int
     updates_per_step: int
-    demonstrations: int
 
     def demonstrate(
-        self, model: BaseAlgorithm, env: BitWidthEnv | BitWidthContinuousEnv, problem: SearchProblem, recorder: Recorder
+        self, model: BaseAlgorithm, env: BitWidthEnv | BitWidthContinuousEnv, problem: SearchProblem, run: Run
     ) -> None:
-        """Play uniform assignments, fullest first, at most a tenth of the search, into the replay buffer."""
+        """Play the warm-up episodes into the replay buffer and learn from them."""
         assert isinstance(model, OffPolicyAlgorithm) and model.replay_buffer is not None and model.env is not None
         wrapped = model.env.envs[0]  # type: ignore[attr-defined]
-        assert isinstance(wrapped.env, StandardizedReward)
-        for candidate in uniform_candidates(problem)[: min(self.demonstrations, recorder.allowed // 10)]:
+        episodes = run.warmup_episodes(self.warmup_episodes)
+        source = random.Random(run.seed)
+        candidates = uniform_candidates(problem)[: min(UNIFORM_EPISODES, (episodes + 1) // 2)]
+        while len(candidates) < episodes:
+            candidates.append(sample_feasible(env.feasibility, source, SWEEPS).bitwidths())
+        for candidate in candidates:
             observation, _ = wrapped.reset()
             ended = False
-            for layer in (name for name in candidate.names if name not in problem.fixed):
-                for _ in range(env.steps_per_episode // len(env.feasibility.searched)):
-                    action = env.action_for(candidate[layer])
-                    following, reward, ended, _, info = wrapped.step(action)
-                    model.replay_buffer.add(
-                        observation[None], following[None], np.asarray(action).reshape(1, -1), np.array([reward]),
-                        np.array([ended]), [info],
-                    )  # fmt: skip
-                    observation = following
-            assert ended
+            while not ended:
+                action = env.action_for(candidate)
+                following, reward, ended, _, info = wrapped.step(action)
+                model.replay_buffer.add(
+                    observation[None], following[None], np.asarray(action).reshape(1, -1), np.array([reward]),
+                    np.array([ended]), [info],
+                )  # fmt: skip
+                observation = following
+        if episodes:
+            model.train(gradient_steps=episodes * run.steps * self.updates_per_step, batch_size=self.batch_size)
 
     def off_policy_arguments(self, run: Run) -> dict[str, Any]:
         """Constructor arguments common to the replay-buffer agents.
@@ -64,7 +74,7 @@ class OffPolicyAgent(AgentPolicy):
             "policy_kwargs": {"net_arch": list(self.hidden)},
             "batch_size": self.batch_size,
             "buffer_size": run.total_steps,
-            "learning_starts": run.warmup_episodes(self.warmup_episodes) * run.steps,
+            "learning_starts": 0,
             "train_freq": (1, "episode"),
             "gradient_steps": run.steps * self.updates_per_step,
             "gamma": 1.0,

@@ -10,7 +10,6 @@ from stable_baselines3 import TD3
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
 from arqsearch.policies.agent import (
     HAQ_WARMUP_EPISODES,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Run,
@@ -30,9 +29,8 @@ class TD3Policy(OffPolicyAgent):
     :param hidden: widths of the hidden layers of actor and critics.
     :param batch_size: transitions per gradient step.
     :param tau: rate of the target networks.
-    :param warmup_episodes: random episodes at the start, at most a fifth of the search.
+    :param warmup_episodes: episodes at the start that are played to the agent, at most a fifth of the search.
     :param updates_per_step: gradient steps per environment step.
-    :param demonstrations: uniform assignments played first, at most a tenth of the search.
     :param noise: σ of the exploration noise, in units of the [−1, 1] action.
     :param policy_delay: critic updates per actor update.
     """
@@ -43,7 +41,6 @@ class TD3Policy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
-    demonstrations: NonNegativeInt = 5
     noise: PositiveFloat = 0.3
     policy_delay: PositiveInt = 2
     name: ClassVar[str] = "td3"

@@ -29,13 +29,13 @@ def upper_tail(k: int, n: int, p: _Real) -> _Real:
     """
     import mpmath
 
-    if k <= 0 or p >= 1:
-        return mpmath.mpf(1 if k <= n else 0)
-    if k > n or p <= 0:
-        return mpmath.mpf(0)
-    if k <= n * p:
-        return 1 - upper_tail(n - k + 1, n, 1 - p)
     with mpmath.workdps(_DIGITS):
+        if k <= 0 or p >= 1:
+            return mpmath.mpf(1 if k <= n else 0)
+        if k > n or p <= 0:
+            return mpmath.mpf(0)
+        if k <= n * p:
+            return 1 - upper_tail(n - k + 1, n, 1 - p)
         choose = mpmath.loggamma(n + 1) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)
         first = mpmath.exp(choose + k * mpmath.log(p) + (n - k) * mpmath.log(1 - p))
         odds = int(mpmath.ldexp(p / (1 - p), _FIXED)) + 1
@@ -87,6 +87,7 @@ def minimal_count(n: int, radius: float, sigma: float, alpha: float, d_tau: floa
     """
     from scipy.stats import binom, norm
 
+    _check(n, sigma, alpha, d_tau)
     exact = Decimal(str(float(radius)))
     if exact < 0:
         raise ArqError(f"radius = {radius} is negative; radii are L2 distances in [0,1] pixels.")

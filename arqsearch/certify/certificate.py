@@ -198,9 +198,7 @@ def _check_resumable(
         elif line.estimated == skipped:
             differing = [f"skip_misclassified {not settings.skip_misclassified}, now {settings.skip_misclassified}"]
     if differing:
-        raise ArqError(
-            f"{path} was begun with {'; '.join(differing)}. Certify into another file, or delete this one to start over."
-        )
+        raise ArqError(f"{path} was begun with {'; '.join(differing)}. Certify into another file, or delete this one.")
 
 
 def merge(paths: Sequence[str | Path], target: str | Path, dataset: LabelledImages) -> Path:

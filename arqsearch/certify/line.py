@@ -113,6 +113,7 @@ class CertificateLine:
                 {int(name): int(votes) for name, votes in counts[stage].items()} for stage in ("select", "estimate")
             )
             line = cls(**fields)
+            line._check_types()
             untouched = line.digest == digest and line.to_json() == text
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArqError(
@@ -121,6 +122,13 @@ class CertificateLine:
         if not untouched:
             raise ArqError(f"{where} was altered: it does not match its digest. Delete that line and certify again.")
         return line
+
+    def _check_types(self) -> None:
+        for item in dataclasses.fields(self):
+            value, kind = getattr(self, item.name), str(item.type)
+            expected = {"str": str, "int": int, "float": float, "bool": bool, "int | None": int | None}.get(kind, dict)
+            if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+                raise TypeError(f"{item.name} is {value!r}, not {kind}")
 
     def problems(self) -> list[str]:
         """What the line's own counts contradict: recomputes class and radius without running the network."""

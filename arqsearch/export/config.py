@@ -106,7 +106,7 @@ def load_network(config: QuantizationConfig, weights: str | Path) -> QuantizedNe
         if entry.activation_scale is not None:
             _set_step(layer.activation, entry.activation_bits, [entry.activation_scale], f"input of {entry.name!r}")
     for stream in config.streams:
-        _set_step(net.stream(stream.name), stream.bits, [stream.scale], f"stream {stream.name!r}")
+        _set_step(net.stream(stream.name), settings.residual_bits, [stream.scale], f"stream {stream.name!r}")
     net.quantized = True
     return net
 
@@ -234,7 +234,7 @@ def _same_names(what: str, given: list[str], expected: list[str]) -> None:
         return
     foreign = [name for name in given if name not in expected]
     if foreign:
-        raise ArqError(f"The network has no {what} {foreign[0]!r}. {nearest(foreign[0], expected)}")
+        raise ArqError(f"The network has no {what} {foreign[0]!r}. {nearest(foreign[0], set(expected) - set(given))}")
     raise ArqError(f"The config must list every {what} once, in execution order: {', '.join(expected)}.")
 
 

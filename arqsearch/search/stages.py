@@ -123,7 +123,7 @@ def measure_spread(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:
         on_progress("spread of reward terms", index + 1, SPREAD_CONFIGURATIONS, "")
     spreads = reward_terms.spread(found)
     result = {"reference": evaluator.reference, "spread": spreads, "values": found}
-    _write(space.dir / "search" / "spread.json", result)
+    write_json(space.dir / "search" / "spread.json", result)
     reward_terms.require_varying(spreads, recipe.evaluate)
     return result
 
@@ -167,7 +167,7 @@ def run_policy(recipe: Recipe, policy: str, on_progress: OnProgress) -> dict[str
         "weights_hash": evaluator.key.weights_hash,
         "history": history,
     }
-    _write(path, result)
+    write_json(path, result)
     return result
 
 
@@ -184,7 +184,7 @@ def search(recipe: Recipe, on_progress: OnProgress) -> dict[str, BitWidths]:
     for name in names:
         label = FOUND if name == recipe.search.policy else name
         chosen[label] = BitWidths.from_json(json.dumps(results[f"search {name}"]["best"]))
-        _write(space.network_dir(label) / "bitwidths.json", results[f"search {name}"]["best"])
+        write_json(space.network_dir(label) / "bitwidths.json", results[f"search {name}"]["best"])
     return chosen
 
 
@@ -231,7 +231,8 @@ def finetune(recipe: Recipe, on_progress: OnProgress) -> dict[str, str]:
     return LocalExecutor(recipe.workers).map(tasks, on_progress)
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file of the run folder in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1))

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from arqsearch import data as datasets
@@ -53,6 +52,18 @@ class Workspace:
         """Folder of one compared network (float, uniform, random, found)."""
         return self.dir / "networks" / name
 
+    def certificate_path(self, name: str) -> Path:
+        """Certificate lines of a network; for the float one, estimates by the same protocol."""
+        return self.dir / ("estimates" if name == "float" else "certificates") / f"{name}.jsonl"
+
+    def bounds_path(self, name: str) -> Path:
+        """Clean accuracy and interval verdicts of a network."""
+        return self.dir / "bounds" / f"{name}.json"
+
+    def export_dir(self, name: str) -> Path:
+        """Artefacts of a network."""
+        return self.dir / "exports" / name
+
     def search_path(self, policy: str) -> Path:
         """Result of one policy's search."""
         return self.dir / "search" / f"{policy}.json"
@@ -96,7 +107,7 @@ class Workspace:
         """The base network with fresh weights, for images of ``(H, W, C)``."""
         section = self.recipe.model
         torch.manual_seed(self.recipe.seed)
-        return models.build(section.name, num_classes, **models.image_options(section.name, shape), **section.options)
+        return models.build(section.name, num_classes, **{**models.image_options(section.name, shape), **section.options})
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -187,8 +198,3 @@ class Workspace:
         if not path.is_file():
             raise ArqError(f"No bit-widths at {path}; run `arqsearch search` first.")
         return BitWidths.from_json(path.read_text())
-
-
-def labels_as_int64(dataset: Dataset) -> np.ndarray:
-    """Labels as torch wants them."""
-    return dataset.labels.astype(np.int64)

@@ -20,6 +20,7 @@ from arqsearch.integer import ops as O
 from arqsearch.integer.lowering import lower
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
+from arqsearch.quantize.quantizers import code_range
 from tests.quantize.nets import NETS, Bottleneck, Plain, Residual, build
 
 SHAPE, MEAN, STD = (2, 8, 8), (0.4, 0.55), (0.25, 0.3)
@@ -46,13 +47,16 @@ def fake(net: QuantizedNet, pixels: np.ndarray) -> np.ndarray:
         return net(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).numpy()
 
 
-def check_close(got: np.ndarray, expected: np.ndarray) -> None:
-    """Few images differ at all, and those by the few codes that a tie can move."""
+def check_close(got: np.ndarray, expected: np.ndarray, different: float = 0.05) -> None:
+    """Few images differ at all, and those by the few codes that a tie can move.
+
+    :param different: largest part of the images with another logit.
+    """
     spread = expected.std()
     assert got.shape == expected.shape and got.dtype == np.float32 and spread > 0
     assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
     assert np.abs(got - expected).mean() <= 0.01 * spread
-    assert (np.abs(got - expected).max(1) > 1e-3 * spread).mean() <= 0.05
+    assert (np.abs(got - expected).max(1) > 1e-3 * spread).mean() <= different
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -65,11 +69,12 @@ def test_follows_fake_quantization(kind: type[nn.Module], mode: str, bits: tuple
 
 
 @pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("rounding", ["half_even", "floor"])
-def test_follows_other_roundings(kind: type[nn.Module], rounding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rounding", "different"), [("half_even", 0.05), ("floor", 0.1)])
+def test_follows_other_roundings(kind: type[nn.Module], rounding: str, different: float, tmp_path: Path) -> None:
+    """Rounding down breaks at zero, which sums of products hit more often than a half."""
     net, pixels = quantized(kind, (4, 5), rounding=rounding, residual_bits=6), images(200, 3)
     export_qdq(net, tmp_path / "qdq.onnx")
-    check_close(run_qdq(tmp_path / "qdq.onnx", pixels), fake(net, pixels))
+    check_close(run_qdq(tmp_path / "qdq.onnx", pixels), fake(net, pixels), different)
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -120,24 +125,26 @@ def test_stored_numbers_are_the_program_s(bits: tuple[int, int], tmp_path: Path)
 @pytest.mark.parametrize(("kind", "bits"), [(Residual, (8, 3)), (Bottleneck, (3, 8)), (Plain, (8, 2))])
 def test_codes_stay_in_the_range_of_their_bits(kind: type[nn.Module], bits: tuple[int, int], tmp_path: Path) -> None:
     net, pixels = quantized(kind, bits), images(30, 5, noise=200)
+    with torch.no_grad():
+        for parameter in net.quantizer_parameters():
+            parameter.mul_(0.95 + 0.1 * torch.rand_like(parameter))
     export_qdq(net, tmp_path / "qdq.onnx")
     model = onnx.load(tmp_path / "qdq.onnx")
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    names = [n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in constants]
-    zeros = {n.input[0]: constants[n.input[2]] for n in model.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2}
-    evaluator = ReferenceEvaluator(model)
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    values = ReferenceEvaluator(model).run(names, {"pixels": pixels.astype(np.float32)})
-    assert evaluator is not None
-    steps = {8: 0, bits[1]: 0}
-    for name, codes in zip(names, values, strict=True):
-        if zeros[name].dtype == np.int16:
-            continue
-        wide = bits[1] if np.abs(codes.astype(int)).max() < 2 ** bits[1] else 8
-        steps[wide] += 1
-        low = 0 if zeros[name].dtype == np.uint8 else -(2 ** (wide - 1) - 1)
-        assert codes.min() >= low
-    assert steps[bits[1]] >= len(net.bitwidths)
+    pairs = [n.input for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] not in constants]
+    pairs = [names for names in pairs if constants[names[2]].dtype != np.int16]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(names[0]) for names in pairs)
+    values = ReferenceEvaluator(model).run([names[0] for names in pairs], {"pixels": pixels.astype(np.float32)})
+    found = {float(constants[names[1]]): codes for names, codes in zip(pairs, values, strict=True)}
+    tables = [(net.layer(name).activation, pair.activation) for name, pair in net.bitwidths]
+    tables += [(net.stream(name), 8) for name in net.graph.streams]
+    assert len(found) == len(pairs) == len(tables)
+    for table, width in tables:
+        codes, (low, high) = found[table.step(width).item()], code_range(width, table.signed)
+        assert codes.dtype == (np.int8 if table.signed else np.uint8)
+        assert low <= codes.min() and codes.max() <= high
+    first = found[tables[0][0].step(bits[1]).item()]
+    assert {first.min(), first.max()} == set(code_range(bits[1], True)), "the noise reaches both ends"
 
 
 def test_integer_pixels_are_accepted_and_checked(tmp_path: Path) -> None:
@@ -147,7 +154,8 @@ def test_integer_pixels_are_accepted_and_checked(tmp_path: Path) -> None:
     export_qdq(net, tmp_path / "uint8.onnx", "uint8")
     expected = run_qdq(tmp_path / "float.onnx", pixels)
     for name in ("int16", "uint8"):
-        assert run_qdq(tmp_path / f"{name}.onnx", pixels, batch=3).tolist() == expected.tolist()
+        logits = run_qdq(tmp_path / f"{name}.onnx", pixels, batch=3)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * expected.std())
     with pytest.raises(ArqError, match="uint8 pixels"):
         run_qdq(tmp_path / "uint8.onnx", pixels - 300)
     with pytest.raises(ArqError, match="no whole numbers"):

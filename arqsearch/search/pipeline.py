@@ -1,0 +1,56 @@
+"""What each command runs, in order; every stage skips what is done and continues what was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from arqsearch.recipe import Recipe
+from arqsearch.search import certification, delivery, reporting, stages
+from arqsearch.search.executor import OnProgress
+from arqsearch.search.workspace import Workspace
+
+Outcome = dict[str, Any]
+#: Columns of the final table that a terminal shows.
+SHOWN = ("name", "kind", "clean_accuracy", "acr", "bops_percent", "weight_bytes")
+
+
+def train(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Base network."""
+    Workspace(recipe).save_recipe()
+    return {"run": str(recipe.run_dir), "base": str(stages.train_base(recipe, on_progress))}
+
+
+def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Base network, if missing, and bit-widths."""
+    train(recipe, on_progress)
+    chosen = stages.search(recipe, on_progress)
+    return {"run": str(recipe.run_dir), "bitwidths": {name: bits.to_json() for name, bits in chosen.items()}}
+
+
+def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Fine-tuned networks, integer programs and certificates."""
+    Workspace(recipe).save_recipe()
+    stages.finetune(recipe, on_progress)
+    rows = certification.certify(recipe, on_progress)
+    shown = [{k: v for k, v in row.items() if k in SHOWN or k.startswith("certified@") and k[-1].isdigit()} for row in rows]
+    return {"run": str(recipe.run_dir), "networks": shown}
+
+
+def report(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """The report of whatever the run folder holds."""
+    return {"report": str(reporting.write(Workspace(recipe)))}
+
+
+def run(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Everything."""
+    search(recipe, on_progress)
+    outcome = certify(recipe, on_progress)
+    delivery.export(recipe, stages.FOUND, list(recipe.export.formats))
+    checked = delivery.verify(str(recipe.run_dir), images=1)
+    return {**outcome, "verified": checked["verified"], **report(recipe, on_progress)}
+
+
+STAGES: dict[str, Callable[[Recipe, OnProgress], Outcome]] = {
+    "train": train, "search": search, "certify": certify, "report": report, "run": run,
+}  # fmt: skip
