@@ -48,7 +48,9 @@ class Objective(Section):
     consistency: float = Field(10.0, ge=0, description="weight λ of KL(mean ‖ F_i) (Jeong & Shin 2020)")
     entropy: float = Field(0.5, ge=0, description="weight η of the entropy of the mean prediction")
     copies: Positive = Field(2, description="noisy copies m of each image")
-    interval: float = Field(0.0, ge=0, le=1, description="final weight κ of worst-case cross-entropy from interval bounds")
+    interval: float = Field(
+        0.0, ge=0, le=1, description="final weight κ of worst-case cross-entropy from interval bounds"
+    )
     epsilon: float = Field(0.0, ge=0, description="L∞ radius of the interval part, in grey levels")
     ramp: float = Field(0.6, gt=0, le=1, description="part of training over which ε and κ grow")
 
@@ -63,7 +65,7 @@ class Train(Section):
     weight_decay: float = Field(1e-4, ge=0)
     augment: Literal["none", "crop", "crop-flip"] = Field("none", description="random shifts by up to 1/8, flips")
     freeze_batch_norm: float = Field(0.7, ge=0, le=1, description="part of training after which statistics are frozen")
-    objective: Objective = Field(default_factory=Objective)  # type: ignore[arg-type]
+    objective: Objective = Field(default_factory=Objective)
 
 
 class Quantize(Section):
@@ -105,10 +107,10 @@ class Evaluate(Section):
     mode: Literal["shared", "finetune"] = Field(
         "shared", description="shared: one training for all bit-widths; finetune: a short one for each (ARQ-style)"
     )
-    training: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))  # type: ignore[call-arg]
+    training: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))
     configs_per_step: Positive = Field(2, description="assignments trained in each step of the shared training")
-    smoothed: Smoothed = Field(default_factory=Smoothed)  # type: ignore[arg-type]
-    interval: IntervalTerm = Field(default_factory=IntervalTerm)  # type: ignore[arg-type]
+    smoothed: Smoothed = Field(default_factory=Smoothed)
+    interval: IntervalTerm = Field(default_factory=IntervalTerm)
     allow_constant_term: bool = Field(False, description="weigh a term although it does not vary over configurations")
 
 
@@ -127,10 +129,13 @@ class Search(Section):
     compare: list[str] = Field(default=["uniform", "random"], description="policies run beside it at equal evaluations")
     evaluations: Positive = 100
     seed: int = 0
-    budget: Budget = Field(default_factory=Budget)  # type: ignore[arg-type]
+    budget: Budget = Field(default_factory=Budget)
     bits: list[Bits] = Field(default=[2, 3, 4, 5, 6, 7, 8], min_length=1, description="bits a layer may take")
     first_last: list[Bits] | None = Field(
-        default=[8, 8], min_length=2, max_length=2, description="weight and activation bits of first and last layer; null searches them"
+        default=[8, 8],
+        min_length=2,
+        max_length=2,
+        description="weight and activation bits of first and last layer; null searches them",
     )
     record: str | None = Field(None, description="SQLAlchemy URL of the record; default: SQLite in the run folder")
 
@@ -167,15 +172,15 @@ class Recipe(Section):
     seed: int = 0
     workers: Positive = Field(2, description="processes; each uses one thread")
     sigma: float = Field(0.25, gt=0, description="noise level σ in the unit of [0,1] pixels")
-    data: Data = Field(default_factory=Data)  # type: ignore[arg-type]
-    model: Model = Field(default_factory=Model)  # type: ignore[arg-type]
-    train: Train = Field(default_factory=Train)  # type: ignore[arg-type]
-    quantize: Quantize = Field(default_factory=Quantize)  # type: ignore[arg-type]
-    evaluate: Evaluate = Field(default_factory=Evaluate)  # type: ignore[arg-type]
-    search: Search = Field(default_factory=Search)  # type: ignore[arg-type]
-    finetune: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))  # type: ignore[call-arg]
-    certify: Certify = Field(default_factory=Certify)  # type: ignore[arg-type]
-    export: Export = Field(default_factory=Export)  # type: ignore[arg-type]
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    train: Train = Field(default_factory=Train)
+    quantize: Quantize = Field(default_factory=Quantize)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    search: Search = Field(default_factory=Search)
+    finetune: Train = Field(default_factory=lambda: Train(epochs=5, lr=0.01, freeze_batch_norm=0.0))
+    certify: Certify = Field(default_factory=Certify)
+    export: Export = Field(default_factory=Export)
 
     @property
     def run_dir(self) -> Path:
@@ -196,7 +201,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         if str(path) in packaged:
             file = RECIPES / f"{path}.yaml"
         else:
-            raise ArqError(f"No recipe at {path}. `arqsearch init` writes one; packaged recipes: {', '.join(packaged)}.")
+            raise ArqError(
+                f"No recipe at {path}. `arqsearch init` writes one; packaged recipes: {', '.join(packaged)}."
+            )
     try:
         data = yaml.safe_load(file.read_text()) or {}
     except yaml.YAMLError as error:
@@ -233,7 +240,9 @@ RECIPES = Path(__file__).parent / "recipes"
 def _apply_override(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ArqError(f"Override {override!r} is not understood; write section.key=value, for example search.evaluations=50.")
+        raise ArqError(
+            f"Override {override!r} is not understood; write section.key=value, for example search.evaluations=50."
+        )
     parts = key.split(".")
     target = data
     for part in parts[:-1]:
@@ -247,7 +256,11 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The schema class that a location's last key belongs to."""
     current: Any = Recipe
     for part in location[:-1]:
-        field = current.model_fields.get(part) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        field = (
+            current.model_fields.get(str(part))
+            if isinstance(current, type) and issubclass(current, BaseModel)
+            else None
+        )
         if field is None:
             return None
         options = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type)]

@@ -132,9 +132,16 @@ class BitWidthContinuousEnv(LayerwiseEnv[NDArray[np.float32]]):
     def action_for(self, bitwidths: BitWidths) -> NDArray[np.float32]:
         """The action that, in the current step, gives the current layer its bits in `bitwidths`."""
         bits = bitwidths[self.feasibility.searched[self._layer].name]
-        wanted = bits.activation if self._activation is None else bits.weight
+        return self._centre(bits.activation if self._activation is None else bits.weight)
+
+    def actions_of(self, bitwidths: BitWidths) -> NDArray[np.float32]:
+        """The actions of a whole episode that ends with `bitwidths`, ``(steps, 1)``."""
+        pairs = [bitwidths[layer.name] for layer in self.feasibility.searched]
+        return np.stack([self._centre(b) for pair in pairs for b in (pair.activation, pair.weight)])
+
+    def _centre(self, bits: int) -> NDArray[np.float32]:
         choices = self.feasibility.choices
-        return np.array([(choices.index(wanted) + 0.5) / len(choices) * 2 - 1], dtype=np.float32)
+        return np.array([(choices.index(bits) + 0.5) / len(choices) * 2 - 1], dtype=np.float32)
 
     def _pair(self, bits: int) -> LayerBits:
         """The pair that the current step means by `bits`, with the smallest weight bits while they are open."""

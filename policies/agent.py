@@ -89,6 +89,10 @@ class AgentPolicy(ABC):
         :param run: sizes of the search.
         """
 
+    def callbacks(self, recorder: Recorder, env: BitWidthEnv | BitWidthContinuousEnv, run: Run) -> list[BaseCallback]:
+        """What else happens during learning; nothing by default."""
+        return []
+
     def search(
         self, problem: SearchProblem, evaluations: int, seed: int, on_evaluation: OnEvaluation | None = None
     ) -> SearchOutcome:
@@ -102,7 +106,10 @@ class AgentPolicy(ABC):
             model.set_logger(Logger(folder=None, output_formats=[]))
             self.demonstrate(model, env, problem, run)
             if not recorder.done:
-                model.learn(total_timesteps=run.total_steps, callback=StopWhenDone(recorder))
+                model.learn(
+                    total_timesteps=run.total_steps,
+                    callback=[StopWhenDone(recorder), *self.callbacks(recorder, env, run)],
+                )
         return SearchOutcome.of(recorder.history)
 
 

@@ -31,8 +31,9 @@ HAQ_LEARNING_EPISODES = 580
 class DDPGPolicy(OffPolicyAgent):
     """Deep deterministic policy gradient (Lillicrap et al., 2016) with HAQ's settings (Wang et al., CVPR 2019).
 
-    Two differences from HAQ: stable-baselines3 has one learning rate for actor and critic (HAQ: 1e-4 and 1e-3), and
-    the reward is given once, with returns over the whole episode, instead of at each step.
+    Differences from HAQ: stable-baselines3 has one learning rate for actor and critic (HAQ: 1e-4 and 1e-3); the
+    reward is given once, with returns over the whole episode, instead of at each step; the warm-up plays feasible
+    assignments and the actor imitates its best episodes (`self_imitation.py`), so less noise is needed (HAQ: .5, .99).
 
     :param learning_rate: Adam's, for actor and critic.
     :param hidden: widths of the hidden layers of actor and critic.
@@ -51,8 +52,8 @@ class DDPGPolicy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
-    noise: PositiveFloat = 0.5
-    noise_decay: UnitFloat = 0.99
+    noise: PositiveFloat = 0.2
+    noise_decay: UnitFloat = 0.997
     name: ClassVar[str] = "ddpg"
     environment = BitWidthContinuousEnv
     algorithm = DDPG

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from arqsearch.envs.bitwidth import BitWidthEnv
@@ -14,6 +15,8 @@ from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
 from arqsearch.policies.agent import AgentPolicy, Run
 from arqsearch.policies.base import SearchProblem
 from arqsearch.policies.random_search import sample_feasible
+from arqsearch.policies.recorder import Recorder
+from arqsearch.policies.self_imitation import SelfImitation
 from arqsearch.policies.uniform import uniform_candidates
 
 #: Warm-up episodes that play uniform assignments, at most half of the warm-up.
@@ -63,6 +66,10 @@ class OffPolicyAgent(AgentPolicy):
                 observation = following
         if episodes:
             model.train(gradient_steps=episodes * run.steps * self.updates_per_step, batch_size=self.batch_size)
+
+    def callbacks(self, recorder: Recorder, env: BitWidthEnv | BitWidthContinuousEnv, run: Run) -> list[BaseCallback]:
+        """Self-imitation for agents with an actor."""
+        return [SelfImitation(recorder, env, run.seed)] if isinstance(env, BitWidthContinuousEnv) else []
 
     def off_policy_arguments(self, run: Run) -> dict[str, Any]:
         """Constructor arguments common to the replay-buffer agents.

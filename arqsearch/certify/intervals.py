@@ -90,7 +90,9 @@ class IntervalBounds:
         """
         low, high = torch.as_tensor(np.asarray(lo)), torch.as_tensor(np.asarray(hi))
         wanted = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-        parts = zip(low.split(self.chunk), high.split(self.chunk), wanted.split(self.chunk), strict=True)
+        parts = zip(
+            torch.split(low, self.chunk), torch.split(high, self.chunk), torch.split(wanted, self.chunk), strict=True
+        )
         return torch.cat([self._chunk(*part) for part in parts])
 
     def verify(self, images: np.ndarray, labels: np.ndarray, epsilon: int) -> IntervalResult:
@@ -143,7 +145,9 @@ def _monotone(op: O.Op, program: IntegerProgram, device: torch.device) -> Transf
 
 def _conv2d(op: O.Conv2d, program: IntegerProgram, device: torch.device) -> Transformer:
     dtype = exact_dtype(4 * partial_sum_bound(op, program.tensors[op.inputs[0]]))
-    weight = torch.as_tensor(op.weight.astype(np.float64)).permute(0, 3, 1, 2).to(device=device, dtype=dtype).contiguous()
+    weight = (
+        torch.as_tensor(op.weight.astype(np.float64)).permute(0, 3, 1, 2).to(device=device, dtype=dtype).contiguous()
+    )
     bias = torch.as_tensor(op.bias.astype(np.float64)).to(device=device, dtype=dtype)
     zero = torch.zeros_like(bias)
 

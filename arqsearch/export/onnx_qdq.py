@@ -21,7 +21,8 @@ from arqsearch.export.onnx_strict import HASH_KEY, INPUT, IR_VERSION, OPSET, OUT
 from arqsearch.integer.ops import INT32_MAX
 from arqsearch.integer.program import ARITHMETIC_VERSION, IntegerProgram
 from arqsearch.quantize.graph import LAYERS, Node
-from arqsearch.quantize.network import CLIP_CENTRE, QuantizedLayer, QuantizedNet
+from arqsearch.quantize.layer import QuantizedLayer
+from arqsearch.quantize.network import CLIP_CENTRE, QuantizedNet
 from arqsearch.quantize.quantizers import ActivationQuantizer, code_range
 
 PixelType: TypeAlias = Literal["float32", "int16", "uint8"]

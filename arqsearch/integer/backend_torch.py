@@ -59,7 +59,7 @@ class TorchBackend:
     :raises ArqError: when the range proof fails.
     """
 
-    def __init__(self, program: IntegerProgram, device: str = "cpu", chunk: int = 256) -> None:
+    def __init__(self, program: IntegerProgram, device: str = "cpu", chunk: int = 64) -> None:
         prove(program)
         self.program = program
         self.device = torch.device(device)
@@ -88,7 +88,7 @@ class TorchBackend:
                 f"Pixels span {int(x.min())}..{int(x.max())}, the proofs cover {spec.lo}..{spec.hi}; "
                 "lower the network again for this noise level."
             )
-        return torch.cat([self._run_chunk(part) for part in x.split(self.chunk)])
+        return torch.cat([self._run_chunk(part) for part in torch.split(x, self.chunk)])
 
     def _run_chunk(self, pixels: Tensor) -> Tensor:
         values: dict[int, Tensor] = {0: pixels.to(self.device).permute(0, 3, 1, 2)}
@@ -102,7 +102,13 @@ class TorchBackend:
 def _channels(values: np.ndarray, device: torch.device, dtype: torch.dtype, ndim: int) -> Tensor:
     """Per-channel constants shaped to broadcast over NCHW (or NC)."""
     shape = (1, -1, 1, 1) if ndim == 3 else (1, -1)
-    return torch.tensor(np.asarray(values).tolist(), dtype=torch.float64 if np.asarray(values).dtype.kind == 'f' else torch.int64).to(device=device, dtype=dtype).reshape(shape)
+    return (
+        torch.tensor(
+            np.asarray(values).tolist(), dtype=torch.float64 if np.asarray(values).dtype.kind == "f" else torch.int64
+        )
+        .to(device=device, dtype=dtype)
+        .reshape(shape)
+    )
 
 
 def _apply_plan(plan: FloatPlan, lo: int, hi: int, device: torch.device, ndim: int, own: bool) -> Kernel:

@@ -16,7 +16,8 @@ from arqsearch.integer import ops as O
 from arqsearch.integer.program import IntegerProgram, TensorSpec
 from arqsearch.integer.ranges import infer
 from arqsearch.quantize.graph import LAYERS, TRANSPARENT, Node
-from arqsearch.quantize.network import CLIP_CENTRE, QuantizedLayer, QuantizedNet
+from arqsearch.quantize.layer import QuantizedLayer
+from arqsearch.quantize.network import CLIP_CENTRE, QuantizedNet
 from arqsearch.quantize.quantizers import StepTable, code_range
 
 #: Operands of a sum are requantized to the stream's scale within this range, then added and clipped.
@@ -135,7 +136,9 @@ class _Lowering:
             value = source
         placement, target = self.net.placements[node.name]
         if placement == "stream":
-            return self._requantize(f"{node.name}.codes", value, self.net.stream(node.name), self.settings.residual_bits, node)
+            return self._requantize(
+                f"{node.name}.codes", value, self.net.stream(node.name), self.settings.residual_bits, node
+            )
         if placement == "layer":
             layer = self.net.layer(target)
             codes = self._requantize(f"{node.name}.codes", value, layer.activation, layer.bits[1], node)
@@ -173,7 +176,12 @@ class _Lowering:
         attrs = node.attrs
         if node.kind == "maxpool":
             tensor = self._put(
-                node.name, O.MaxPool2d, (tensor,), kernel=attrs["kernel"], stride=attrs["stride"], padding=attrs["padding"]
+                node.name,
+                O.MaxPool2d,
+                (tensor,),
+                kernel=attrs["kernel"],
+                stride=attrs["stride"],
+                padding=attrs["padding"],
             )
         elif node.kind == "pad":
             tensor = self._pad(node.name, source, attrs["padding"])
@@ -256,7 +264,12 @@ class _Lowering:
             raise ArqError(f"{node.name!r} pools raw pixels; set quantize.input_mode to 'wide'.")
         kernel = node.attrs["kernel"]
         tensor = self._put(
-            node.name, O.SumPool2d, (source.tensor,), kernel=kernel, stride=node.attrs["stride"], padding=node.attrs["padding"]
+            node.name,
+            O.SumPool2d,
+            (source.tensor,),
+            kernel=kernel,
+            stride=node.attrs["stride"],
+            padding=node.attrs["padding"],
         )
         return _Value(tensor, source.scale / (kernel[0] * kernel[1]), source.zero)
 
@@ -273,8 +286,8 @@ class _Lowering:
             multiplier, shift = multiplier_and_shift(np.atleast_1d(source.scale / step), self.settings.multiplier)
             operands.append(
                 self._put(
-                    f"{node.name}.operand{position}", O.Requantize, (source.tensor,), multiplier=multiplier, shift=shift,
-                    rounding=self.settings.rounding, lo=lo, hi=hi,
+                    f"{node.name}.operand{position}", O.Requantize, (source.tensor,), multiplier=multiplier,
+                    shift=shift, rounding=self.settings.rounding, lo=lo, hi=hi,
                 )
             )  # fmt: skip
         lo, hi = code_range(self.settings.residual_bits, table.signed)

@@ -55,10 +55,9 @@ def _probe(
     w = generator.integers(-magnitude, magnitude, size=w_shape, endpoint=True)
     w[0] = magnitude
     b = generator.integers(-3, 3, size=w_shape[0], endpoint=True)
-    to = {"device": device, "dtype": dtype}
-    inputs = torch.from_numpy(x).to(**to).contiguous(memory_format=torch.channels_last)
-    weights = torch.from_numpy(w).to(**to).contiguous(memory_format=torch.channels_last)
-    got = F.conv2d(inputs, weights, torch.from_numpy(b).to(**to), stride, padding, 1, groups)
+    inputs = torch.from_numpy(x).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    weights = torch.from_numpy(w).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    got = F.conv2d(inputs, weights, torch.from_numpy(b).to(device, dtype), stride, padding, 1, groups)
     picked = sorted({0, x_shape[0] - 1})
     expected = _integer_conv2d(x[picked], w, b, stride, padding, groups)
     return bool(np.array_equal(got[picked].cpu().to(torch.int64).numpy(), expected))
@@ -80,7 +79,7 @@ def _integer_conv2d(
             window = padded[:, :, i : i + stride[0] * rows : stride[0], j : j + stride[1] * columns : stride[1]]
             window = window.reshape(n, groups, per_group, rows, columns)
             result += np.einsum("goc,ngcyx->ngoyx", grouped[..., i, j], window)
-    return result.reshape(n, out, rows, columns) + b[:, None, None]
+    return np.asarray(result.reshape(n, out, rows, columns) + b[:, None, None])
 
 
 def _unfold_conv2d(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arqsearch.integer.ops import InputQuantize, IntArray, Requantize, Rounding
+from arqsearch.integer.ops import InputQuantize, Requantize, Rounding
 
 Int64 = NDArray[np.int64]
 #: More steps than this are not worth proving; the int64 expression is used instead.
@@ -31,14 +31,14 @@ def round_shift(value: Int64, shift: Any, rounding: Rounding) -> Int64:
     """
     shift = np.asarray(shift, dtype=np.int64)
     if rounding == "floor":
-        return value >> shift
+        return np.asarray(value >> shift)
     half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
     if rounding == "half_up":
-        return (value + half) >> shift
+        return np.asarray((value + half) >> shift)
     down = value >> shift
     rest = value - (down << shift)
     up = (rest > half) | ((rest == half) & (down & 1 == 1))
-    return np.where((shift > 0) & up, down + 1, down)
+    return np.asarray(np.where((shift > 0) & up, down + 1, down))
 
 
 def requantize(acc: Int64, op: Requantize) -> Int64:
@@ -83,7 +83,10 @@ def plan_requantize(op: Requantize, channels: int, acc_lo: int, acc_hi: int) -> 
     moving = ends[0] < ends[1]
     multiplier, shift = np.where(moving, multiplier, 0), np.where(moving, shift, 1)
     levels = np.arange(int(ends.min()) + 1, int(ends.max()) + 1, dtype=np.int64)
-    if len(levels) * channels > MAX_STEPS or (1 << int(shift.max())) * max(abs(int(ends.min())), abs(int(ends.max())), 1) >= 2**62:
+    if (
+        len(levels) * channels > MAX_STEPS
+        or (1 << int(shift.max())) * max(abs(int(ends.min())), abs(int(ends.max())), 1) >= 2**62
+    ):
         return None
     steps = _step_positions(levels, multiplier, shift, op.rounding)
     inside = (steps > acc_lo) & (steps <= acc_hi)
@@ -110,7 +113,9 @@ def plan_input(op: InputQuantize, channels: int, pixel_lo: int, pixel_hi: int) -
         for nudge in (0.0, 2.0**-16, -(2.0**-16), 2.0**-20, -(2.0**-20)):
             scale, offset = ratio.astype(dtype), (start + nudge).astype(dtype)
             if _robustly(scale, offset, pixels[:, None], op.lo, op.hi, exact):
-                return FloatPlan(np.dtype(dtype).name, np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,)))
+                return FloatPlan(
+                    np.dtype(dtype).name, np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
+                )
     return None
 
 
@@ -166,5 +171,6 @@ def _robustly(scale: NDArray[Any], offset: NDArray[Any], values: Int64, lo: int,
     result = product + offset
     slack = 2 * np.spacing(np.maximum(np.abs(product), np.abs(result)))
     return all(
-        np.array_equal(np.clip(np.floor(shifted), lo, hi), exact) for shifted in (result, result - slack, result + slack)
+        np.array_equal(np.clip(np.floor(shifted), lo, hi), exact)
+        for shifted in (result, result - slack, result + slack)
     )

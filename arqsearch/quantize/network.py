@@ -19,8 +19,10 @@ from arqsearch.errors import ArqError
 from arqsearch.integer.ops import Rounding
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import LayerInfo
-from arqsearch.quantize.graph import LAYERS, TRANSPARENT, LayerGraph, Node, trace
-from arqsearch.quantize.quantizers import ActivationQuantizer, StepTable, code_range, fake_quantize
+from arqsearch.quantize.graph import LAYERS, TRANSPARENT, LayerGraph, Node
+from arqsearch.quantize.layer import QuantizedLayer
+from arqsearch.quantize.quantizers import ActivationQuantizer, StepTable
+from arqsearch.quantize.trace import trace
 
 InputMode: TypeAlias = Literal["wide", "clip"]
 Multiplier: TypeAlias = Literal["31", "15", "pow2"]
@@ -50,95 +52,6 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-class QuantizedLayer(nn.Module):
-    """A conv or linear layer with its batch norm, its weight steps and its input quantizer."""
-
-    def __init__(
-        self, node: Node, layer: nn.Module, batch_norm: nn.Module | None, activation: ActivationQuantizer, last: bool
-    ) -> None:
-        super().__init__()
-        self.node = node
-        self.layer = layer
-        self.batch_norm = batch_norm
-        self.activation = activation
-        self.weight_steps = StepTable(1 if last else node.shape[0], True, activation.power_of_two)
-        self.register_buffer("input_ratio", torch.ones(0))
-        self.bits = (8, 8)
-
-    def fold_factor(self) -> Tensor | None:
-        """``gamma / sqrt(var + eps)`` of the batch norm, shape ``(O,)``."""
-        norm = self.batch_norm
-        if norm is None:
-            return None
-        return norm.weight / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator, return-value]
-
-    def folded_weight(self) -> Tensor:
-        """Float weights with batch norm (and the input channel ratio) folded in, layout OIHW or OI."""
-        weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        factor = self.fold_factor()
-        if factor is not None:
-            weight = weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))
-        ratio: Tensor = self.input_ratio  # type: ignore[assignment]
-        if ratio.numel():
-            weight = weight * ratio.reshape(1, -1, *(1,) * (weight.ndim - 2))
-        return weight
-
-    def folded_bias(self) -> Tensor:
-        """Float bias with batch norm folded in, shape ``(O,)``."""
-        weight, bias = self.layer.weight, self.layer.bias
-        value: Tensor = torch.zeros_like(weight[:, 0].flatten(1)[:, 0] if weight.ndim > 2 else weight[:, 0])  # type: ignore[index, union-attr, arg-type]
-        if bias is not None:
-            value = bias  # type: ignore[assignment]
-        factor = self.fold_factor()
-        if factor is None:
-            return value
-        norm = self.batch_norm
-        return norm.bias + (value - norm.running_mean) * factor  # type: ignore[union-attr, operator, return-value]
-
-    def weight_scale(self) -> Tensor:
-        """Weight step at the current bits, shape ``(O,)`` or ``(1,)``."""
-        return self.weight_steps.step(self.bits[0])
-
-    def quantized_weight(self, quantized: bool) -> Tensor:
-        """Folded weights, fake-quantized unless in float mode."""
-        weight = self.folded_weight()
-        if not quantized:
-            return weight
-        step = self.weight_scale().reshape(-1, *(1,) * (weight.ndim - 1))
-        if step.numel() == 1:
-            return fake_quantize(weight, step.reshape(()), *code_range(self.bits[0], True))
-        return fake_quantize(weight, step, *code_range(self.bits[0], True))
-
-    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The bare convolution or product."""
-        if self.node.kind == "linear":
-            return F.linear(x, weight, bias)
-        top, bottom, left, right = self.node.attrs["padding"]
-        if (top, left) != (bottom, right):
-            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-        return F.conv2d(x, weight, bias, self.node.attrs["stride"], (top, left), 1, self.node.attrs["groups"])
-
-    def quantized_bias(self, input_scale: Tensor) -> Tensor:
-        """Folded bias on the accumulators' scale, rounded as in the program, straight-through."""
-        bias = self.folded_bias()
-        scale = (input_scale * self.weight_scale()).detach()
-        return bias + ((bias / scale).round() * scale - bias).detach()
-
-    def forward(self, x: Tensor, input_scale: Tensor | None) -> Tensor:
-        """Layer output before the activation function; no `input_scale` means float mode."""
-        weight = self.quantized_weight(input_scale is not None)
-        norm = self.batch_norm
-        if norm is None or not norm.training:
-            return self.operate(x, weight, self.folded_bias() if input_scale is None else self.quantized_bias(input_scale))
-        # Live statistics: undo the folding after the convolution, then normalise by the batch.
-        factor = self.fold_factor()
-        assert factor is not None
-        safe = torch.where(factor.abs() < 1e-6, torch.full_like(factor, 1e-6), factor)
-        raw = self.operate(x, weight, None) / safe.reshape(1, -1, *(1,) * (x.ndim - 2))
-        bias = self.layer.bias
-        return norm(raw if bias is None else raw + bias.reshape(1, -1, *(1,) * (x.ndim - 2)))  # type: ignore[operator, no-any-return]
-
-
 class QuantizedNet(nn.Module):
     """The network as a graph of quantized layers; see the module docstring.
 
@@ -149,6 +62,10 @@ class QuantizedNet(nn.Module):
     :param settings: quantization settings.
     :raises ArqError: when the module cannot be converted.
     """
+
+    mean: Tensor
+    std: Tensor
+    clip_scale: float
 
     def __init__(
         self,
@@ -167,8 +84,8 @@ class QuantizedNet(nn.Module):
         self.quantized = True
         self.register_buffer("mean", 255.0 * torch.tensor(list(mean)).reshape(1, -1, 1, 1))
         self.register_buffer("std", 255.0 * torch.tensor(list(std)).reshape(1, -1, 1, 1))
-        if self.mean.numel() != input_shape[0]:  # type: ignore[operator]
-            raise ArqError(f"The normalisation has {self.mean.numel()} channels, the images {input_shape[0]}.")  # type: ignore[operator]
+        if self.mean.numel() != input_shape[0]:
+            raise ArqError(f"The normalisation has {self.mean.numel()} channels, the images {input_shape[0]}.")
         power = settings.multiplier == "pow2"
         modules = dict(model.named_modules())
         self.layers = nn.ModuleDict()
@@ -178,7 +95,10 @@ class QuantizedNet(nn.Module):
             last = node.name == self.graph.output
             self.layers[_key(node.name)] = QuantizedLayer(node, modules[node.name], norm, activation, last)
         self.streams = nn.ModuleDict(
-            {_key(name): ActivationQuantizer(self.graph.signed(name), power, settings.rounding) for name in self.graph.streams}
+            {
+                _key(name): ActivationQuantizer(self.graph.signed(name), power, settings.rounding)
+                for name in self.graph.streams
+            }
         )
         self.placements = {n.name: self.graph.placement(n.name) for n in self.graph.nodes if n.kind not in TRANSPARENT}
         if settings.input_mode == "clip":
@@ -190,7 +110,8 @@ class QuantizedNet(nn.Module):
     @property
     def source(self) -> nn.Module:
         """The original module, whose parameters this network shares."""
-        return self.__dict__["source"]  # type: ignore[no-any-return]
+        source: nn.Module = self.__dict__["source"]
+        return source
 
     # ---- facts -------------------------------------------------------------------------------
 
@@ -206,11 +127,15 @@ class QuantizedNet(nn.Module):
 
     def layer(self, name: str) -> QuantizedLayer:
         """The quantized layer of that module path."""
-        return self.layers[_key(name)]  # type: ignore[return-value]
+        layer = self.layers[_key(name)]
+        assert isinstance(layer, QuantizedLayer)
+        return layer
 
     def stream(self, name: str) -> ActivationQuantizer:
         """The stream quantizer of that node."""
-        return self.streams[_key(name)]  # type: ignore[return-value]
+        stream = self.streams[_key(name)]
+        assert isinstance(stream, ActivationQuantizer)
+        return stream
 
     def set_bitwidths(self, bitwidths: BitWidths) -> None:
         """Switch every layer to its bits; nothing is recomputed."""
@@ -252,29 +177,29 @@ class QuantizedNet(nn.Module):
                 "set quantize.input_mode to 'wide'."
             )
         node = readers[0]
-        levels = 1.0 / self.std.flatten()  # type: ignore[union-attr, operator]
+        levels = 1.0 / self.std.flatten()
         common = float(torch.exp2(torch.log2(levels.mean()).round()))
-        ratio = levels / common
-        if node.kind == "linear":
-            ratio = ratio.repeat_interleave(node_inputs(node, self.layer(node.name)) // ratio.numel())
-        self.layer(node.name).input_ratio = ratio
+        ratio, layer = levels / common, self.layer(node.name)
+        if isinstance(layer.layer, nn.Linear):
+            ratio = ratio.repeat_interleave(layer.layer.in_features // ratio.numel())
+        layer.input_ratio = ratio
         self.clip_scale = common
 
     def clip_step(self, bits: int) -> float:
         """Real value of one code in clip mode."""
-        return self.clip_scale * 2 ** (8 - bits)
+        return self.clip_scale * (1 << (8 - bits))
 
     def clip_zero(self, bits: int) -> Tensor:
         """Code of the mean pixel for each channel in clip mode."""
-        levels = self.mean.flatten() - CLIP_CENTRE  # type: ignore[union-attr, operator]
-        return (levels / 2 ** (8 - bits)).round()
+        levels = self.mean.flatten() - CLIP_CENTRE
+        return (levels / (1 << (8 - bits))).round()
 
     def input_value(self, pixels: Tensor, bits: int) -> Tensor:
         """The first layer's quantized input for pixels in grey levels."""
         if self.settings.input_mode == "wide":
-            return (pixels - self.mean) / self.std  # type: ignore[operator]
+            return (pixels - self.mean) / self.std
         if not self.quantized:
-            return (pixels.clamp(0, 255) - self.mean) * self.clip_scale  # type: ignore[operator]
+            return (pixels.clamp(0, 255) - self.mean) * self.clip_scale
         shift = 2 ** (8 - bits)
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         codes = torch.floor((pixels.clamp(0, 255) - CLIP_CENTRE) / shift + 0.5).clamp(low, high)
@@ -336,15 +261,16 @@ class QuantizedNet(nn.Module):
             return None
         layer = self.layer(node.name)
         if self._reads_clipped_pixels(node):
-            return self.mean.new_tensor(self.clip_step(layer.bits[1]))  # type: ignore[operator, no-any-return]
-        return layer.activation.step(layer.bits[1])  # type: ignore[no-any-return]
+            return torch.tensor(self.clip_step(layer.bits[1]), device=self.mean.device)
+        return layer.activation.step(layer.bits[1])
 
     def layer_input(self, node: Node, x: Tensor) -> Tensor:
         """What a layer sees of its input: quantized at its own activation bits."""
         if not self.quantized or self._reads_clipped_pixels(node):
             return x
         layer = self.layer(node.name)
-        return layer.activation(x, layer.bits[1])  # type: ignore[no-any-return]
+        result: Tensor = layer.activation(x, layer.bits[1])
+        return result
 
     def add_values(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
         """A residual sum in its stream."""
@@ -378,9 +304,9 @@ class QuantizedNet(nn.Module):
                 if flat.numel() > want:
                     flat = flat[torch.randint(flat.numel(), (want,), generator=generator).to(flat.device)]
                 kept.setdefault(name, []).append(flat)
-        for name, parts in kept.items():
-            kind, node = name.split(":", 1)
-            table = self.stream(node) if kind == "stream" else self.layer(node).activation
+        for tap, parts in kept.items():
+            kind, name = tap.split(":", 1)
+            table = self.stream(name) if kind == "stream" else self.layer(name).activation
             table.fit(torch.cat(parts)[None])
         for node in self.graph.layers:
             layer = self.layer(node.name)
@@ -397,11 +323,6 @@ class QuantizedNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.eval()
-
-
-def node_inputs(node: Node, layer: QuantizedLayer) -> int:
-    """Input features of a linear layer."""
-    return int(layer.layer.weight.shape[1])  # type: ignore[union-attr, index, arg-type]
 
 
 def activate(node: Node, x: Tensor) -> Tensor:

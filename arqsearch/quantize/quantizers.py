@@ -18,6 +18,8 @@ from arqsearch.quantize.bitwidths import ALL_BITS, MIN_BITS
 
 #: Steps are kept above this, so that a dead channel has a finite scale.
 MIN_STEP = 1e-8
+#: Smallest step of a channel, relative to the layer's largest.
+DEAD_CHANNEL = 2.0**-12
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -96,7 +98,9 @@ def best_steps(values: Tensor, lo: int, hi: int, candidates: int = 24) -> Tensor
     :param values: ``(rows, n)``.
     :returns: ``(rows,)``, at least :data:`MIN_STEP`.
     """
-    peak = torch.maximum(values.amax(1) / max(hi, 1), values.amin(1) / min(lo, -1) if lo else values.amax(1) / max(hi, 1))
+    peak = torch.maximum(
+        values.amax(1) / max(hi, 1), values.amin(1) / min(lo, -1) if lo else values.amax(1) / max(hi, 1)
+    )
     peak = peak.clamp_min(MIN_STEP)
     best, chosen = torch.full_like(peak, math.inf), peak.clone()
     for index in range(candidates):
@@ -132,7 +136,9 @@ class StepTable(nn.Module):
         """Set every row to the least-squares steps of ``(channels, n)`` values."""
         with torch.no_grad():
             for bits in ALL_BITS:
-                self.steps[bits - MIN_BITS] = best_steps(values, *code_range(bits, self.signed))
+                steps = best_steps(values, *code_range(bits, self.signed))
+                # A dead channel's own scale would blow its bias up beyond int32 on the accumulators' grid.
+                self.steps[bits - MIN_BITS] = steps.clamp_min(DEAD_CHANNEL * float(steps.max()))
 
 
 class ActivationQuantizer(StepTable):
@@ -163,3 +169,38 @@ class ActivationQuantizer(StepTable):
         a = left + (round_real(left / step, self.rounding) * step - left).detach()
         b = right + (round_real(right / step, self.rounding) * step - right).detach()
         return fake_quantize((a + b).clamp(lo, hi), step, low, high)
+
+
+class LogAdam(torch.optim.Optimizer):
+    """Adam (Kingma and Ba, 2015) on the logarithm of positive parameters: steps stay positive.
+
+    Channels differ in scale by orders of magnitude; a relative update moves each at the same pace, where
+    plain gradient steps would push small ones through zero.
+
+    :param params: step sizes.
+    :param lr: largest relative change in one update, about.
+    """
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-10})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["count"] = torch.zeros(())
+                    state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                gradient = parameter.grad * parameter
+                state["count"] += 1
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                count = float(state["count"])
+                mean = state["mean"] / (1 - first**count)
+                root = (state["square"] / (1 - second**count)).sqrt_().add_(group["eps"])
+                parameter.mul_(torch.exp(-group["lr"] * mean / root))

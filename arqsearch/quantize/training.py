@@ -22,6 +22,7 @@ from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.network import QuantizedNet
 from arqsearch.quantize.objectives import objective_loss
+from arqsearch.quantize.quantizers import LogAdam
 from arqsearch.recipe import Train
 
 #: Assignments to train in a step, given the step's generator.
@@ -29,8 +30,8 @@ ChooseBitWidths: TypeAlias = Callable[[int, np.random.Generator], Sequence[BitWi
 #: Called with (steps done, steps in all, running loss).
 OnStep: TypeAlias = Callable[[int, int, float], None]
 
-#: Learned step sizes move slower than weights: they are few and act on every value.
-STEP_LR_RATIO = 0.1
+#: Largest relative change of a step size in one update.
+STEP_LR = 0.003
 WARMUP = 0.03
 
 
@@ -60,24 +61,26 @@ def train(
     """
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     total = round(settings.epochs * steps_per_epoch)
-    optimizer = _optimizer(net, settings)
-    done = _resume(net, optimizer, checkpoint, total)
+    optimizers = _optimizers(net, settings)
+    done = _resume(net, optimizers, checkpoint, total)
     saved, average = time.monotonic(), 0.0
     net.train()
     for step in range(done, total):
         progress = step / total
         if progress >= settings.freeze_batch_norm:
             net.freeze_batch_norm()
-        for group in optimizer.param_groups:
+        for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = group["peak"] * schedule(progress)
-        loss = _step(net, optimizer, images, labels, settings, sigma, seed, step, steps_per_epoch, progress, choose)
+        loss = _step(net, optimizers, images, labels, settings, sigma, seed, step, steps_per_epoch, progress, choose)
         if not math.isfinite(loss):
-            raise ArqError(f"The loss is not finite at step {step} of {total}; lower the learning rate ({settings.lr}).")
+            raise ArqError(
+                f"The loss is not finite at step {step} of {total}; lower the learning rate ({settings.lr})."
+            )
         average = loss if step == done else 0.98 * average + 0.02 * loss
         if on_step is not None:
             on_step(step + 1, total, average)
         if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-            _save(net, optimizer, checkpoint, step + 1, total)
+            _save(net, optimizers, checkpoint, step + 1, total)
             saved = time.monotonic()
     net.eval()
 
@@ -115,7 +118,7 @@ def augment(pixels: Tensor, mode: str, generator: torch.Generator) -> Tensor:
 
 
 def _step(
-    net: QuantizedNet, optimizer: torch.optim.Optimizer, images: np.ndarray, labels: np.ndarray, settings: Train,
+    net: QuantizedNet, optimizers: list[torch.optim.Optimizer], images: np.ndarray, labels: np.ndarray, settings: Train,
     sigma: float, seed: int, step: int, steps_per_epoch: int, progress: float, choose: ChooseBitWidths | None,
 ) -> float:  # fmt: skip
     epoch, position = divmod(step, steps_per_epoch)
@@ -127,19 +130,21 @@ def _step(
     device = next(net.parameters()).device
     pixels, targets = pixels.to(device), targets.to(device)
     chosen = choose(step, np.random.default_rng((seed, step, 2))) if choose is not None else [net.bitwidths]
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for bitwidths in chosen:
         net.set_bitwidths(bitwidths)
         loss = objective_loss(net, pixels, targets, settings.objective, sigma, progress, generator) / len(chosen)
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
-    torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-    optimizer.step()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizers[0].param_groups for p in group["params"]], 5.0)
+    for optimizer in optimizers:
+        optimizer.step()
     return total
 
 
-def _optimizer(net: QuantizedNet, settings: Train) -> torch.optim.Optimizer:
+def _optimizers(net: QuantizedNet, settings: Train) -> list[torch.optim.Optimizer]:
     steps = net.quantizer_parameters()
     known = {id(p) for p in steps}
     weights = [p for p in net.parameters() if id(p) not in known and p.ndim > 1]
@@ -148,26 +153,31 @@ def _optimizer(net: QuantizedNet, settings: Train) -> torch.optim.Optimizer:
         {"params": weights, "weight_decay": settings.weight_decay, "peak": settings.lr},
         {"params": others, "weight_decay": 0.0, "peak": settings.lr},
     ]
-    if net.quantized:
-        groups.append({"params": steps, "weight_decay": 0.0, "peak": settings.lr * STEP_LR_RATIO})
+    main: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
+        main = torch.optim.AdamW(groups, lr=settings.lr)
+    else:
+        main = torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
+    return [main, LogAdam([{"params": steps, "peak": STEP_LR}], STEP_LR)] if net.quantized else [main]
 
 
-def _save(net: QuantizedNet, optimizer: torch.optim.Optimizer, path: Path, step: int, total: int) -> None:
+def _save(net: QuantizedNet, optimizers: list[torch.optim.Optimizer], path: Path, step: int, total: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "total": total}, partial)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"net": net.state_dict(), "optimizers": states, "step": step, "total": total}, partial)
     os.replace(partial, path)
 
 
-def _resume(net: QuantizedNet, optimizer: torch.optim.Optimizer, path: Path | None, total: int) -> int:
+def _resume(net: QuantizedNet, optimizers: list[torch.optim.Optimizer], path: Path | None, total: int) -> int:
     if path is None or not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
     if state["total"] != total:
-        raise ArqError(f"{path} belongs to a training of {state['total']} steps, this one has {total}; delete it to start over.")
+        raise ArqError(
+            f"{path} belongs to a training of {state['total']} steps, this one has {total}; delete it to start over."
+        )
     net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return int(state["step"])

@@ -68,11 +68,11 @@ def certify_network(recipe: Recipe, name: str, on_progress: OnProgress) -> dict[
     if name == FLOAT:
         net = float_network(space)
         classify, identity = float_classifier(net), "float:" + state_hash(net.state_dict())
-        bounds = {"clean": _clean_accuracy(classify, space)}
+        bounds = {"clean": clean_accuracy(classify, space)}
     else:
         program = load_program(space, name)
         classify, identity = program_classifier(program, recipe.sigma), program.hash
-        bounds = {"clean": _clean_accuracy(classify, space), "interval": interval_verdicts(program, space)}
+        bounds = {"clean": clean_accuracy(classify, space), "interval": interval_verdicts(program, space)}
     write_json(space.bounds_path(name), {"network": name, "program": identity, **bounds})
 
     def on_image(done: int, total: int, line: CertificateLine) -> None:
@@ -95,7 +95,8 @@ def interval_verdicts(program: IntegerProgram, space: Workspace) -> dict[str, An
     return {"images": part.ids.tolist(), "robust": robust}
 
 
-def _clean_accuracy(classify: Classifier, space: Workspace) -> dict[str, int]:
+def clean_accuracy(classify: Classifier, space: Workspace) -> dict[str, int]:
+    """Correct answers on the first test images without noise, and how many images those are."""
     test = space.test_set
     part = test.subset(np.arange(min(space.recipe.certify.clean_images, len(test))))
     correct = 0

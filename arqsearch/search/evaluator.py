@@ -53,7 +53,9 @@ def count_votes(
     return votes
 
 
-def score_program(program: IntegerProgram, holdout: Dataset, settings: Evaluate, table: NoiseTable, seed: int) -> dict[str, Any]:
+def score_program(
+    program: IntegerProgram, holdout: Dataset, settings: Evaluate, table: NoiseTable, seed: int
+) -> dict[str, Any]:
     """Integer counts behind every weighted term of the reward.
 
     :returns: ``votes`` (true-label votes of each image), and for each ε ``robust`` (0 or 1 for each image) and
@@ -117,7 +119,9 @@ class ProgramEvaluator:
             # The shared training shows in the weights hash already.
             evaluate = {k: v for k, v in evaluate.items() if k not in {"training", "configs_per_step"}}
         for name in ("smoothed", "interval"):
-            evaluate[name] = {k: v for k, v in evaluate[name].items() if k != "weight"} | {"on": evaluate[name]["weight"] > 0}
+            evaluate[name] = {k: v for k, v in evaluate[name].items() if k != "weight"} | {
+                "on": evaluate[name]["weight"] > 0
+            }
         return canonical_hash(
             {
                 "evaluate": evaluate,
@@ -142,10 +146,8 @@ class ProgramEvaluator:
         self.net.set_bitwidths(bitwidths)
         if self.recipe.evaluate.mode == "finetune":
             assert self.train_set is not None
-            train(
-                self.net, self.train_set.images, self.train_set.labels, self.recipe.evaluate.training, self.recipe.sigma,
-                seed=self.recipe.seed,
-            )  # fmt: skip
+            data, settings = self.train_set, self.recipe.evaluate.training
+            train(self.net, data.images, data.labels, settings, self.recipe.sigma, seed=self.recipe.seed)
         self.net.eval()
         program = lower(self.net, noise_limit=self.table.hi)
         counts = score_program(program, self.holdout, self.recipe.evaluate, self.table, self.recipe.seed)

@@ -38,11 +38,19 @@ class Executor(Protocol):
         ...
 
 
-def pin_one_thread() -> None:
-    """One thread for each worker: determinism in training, and no contention between workers."""
+#: glibc keeps freed tensors instead of giving their pages back, which costs a quarter of the speed.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def use_threads(count: int) -> None:
+    """Pin torch's threads: one for each worker process, all of them where one process trains alone."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
 
 
 class LocalExecutor:
@@ -60,11 +68,15 @@ class LocalExecutor:
         :raises ArqError: the first failure of a task, after the others were stopped.
         """
         if self.workers == 1 or len(tasks) == 1:
-            pin_one_thread()
+            use_threads(1)
             return {task.name: task.function(*task.args, on_progress) for task in tasks}
         context = multiprocessing.get_context("spawn")
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)
         messages: Any = context.Queue()
-        waiting, running, results = list(tasks), {}, {}
+        waiting = list(tasks)
+        running: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
@@ -80,7 +92,9 @@ class LocalExecutor:
                 if kind == "progress":
                     on_progress(*payload)
                 elif kind == "error":
-                    raise payload if isinstance(payload, ArqError) else RuntimeError(f"Task {name!r} failed:\n{payload}")
+                    raise (
+                        payload if isinstance(payload, ArqError) else RuntimeError(f"Task {name!r} failed:\n{payload}")
+                    )
                 else:
                     results[name] = payload
                     running.pop(name).join()
@@ -100,8 +114,7 @@ def _check_alive(running: Mapping[str, Any], messages: Any) -> None:
 
 
 def _work(task: Task, messages: Any) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    pin_one_thread()
+    use_threads(1)
     try:
         result = task.function(*task.args, lambda *update: messages.put(("progress", task.name, update)))
         messages.put(("result", task.name, result))

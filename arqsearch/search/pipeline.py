@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from arqsearch.recipe import Recipe
@@ -15,25 +18,46 @@ Outcome = dict[str, Any]
 SHOWN = ("name", "kind", "clean_accuracy", "acr", "bops_percent", "weight_bytes")
 
 
+@contextmanager
+def timed(recipe: Recipe, stage: str) -> Iterator[None]:
+    """Add the stage's wall time to timings.json; a resumed stage adds up."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        path = recipe.run_dir / "timings.json"
+        seconds = json.loads(path.read_text()) if path.is_file() else {}
+        stages.write_json(path, {**seconds, stage: seconds.get(stage, 0.0) + time.perf_counter() - start})
+
+
 def train(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network."""
     Workspace(recipe).save_recipe()
-    return {"run": str(recipe.run_dir), "base": str(stages.train_base(recipe, on_progress))}
+    with timed(recipe, "train"):
+        stages.train_base(recipe, on_progress)
+    return {"run": str(recipe.run_dir), "base": str(Workspace(recipe).base_weights())}
 
 
 def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network, if missing, and bit-widths."""
     train(recipe, on_progress)
-    chosen = stages.search(recipe, on_progress)
+    with timed(recipe, "weights for scoring"):
+        stages.prepare_weights(recipe, on_progress)
+    with timed(recipe, "search"):
+        chosen = stages.search(recipe, on_progress)
     return {"run": str(recipe.run_dir), "bitwidths": {name: bits.to_json() for name, bits in chosen.items()}}
 
 
 def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Fine-tuned networks, integer programs and certificates."""
     Workspace(recipe).save_recipe()
-    stages.finetune(recipe, on_progress)
-    rows = certification.certify(recipe, on_progress)
-    shown = [{k: v for k, v in row.items() if k in SHOWN or k.startswith("certified@") and k[-1].isdigit()} for row in rows]
+    with timed(recipe, "fine-tune"):
+        stages.finetune(recipe, on_progress)
+    with timed(recipe, "certify"):
+        rows = certification.certify(recipe, on_progress)
+    shown = [
+        {k: v for k, v in row.items() if k in SHOWN or (k.startswith("certified@") and k[-1].isdigit())} for row in rows
+    ]
     return {"run": str(recipe.run_dir), "networks": shown}
 
 

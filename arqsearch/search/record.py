@@ -130,7 +130,9 @@ class Record:
         if key is not None:
             table = _EVALUATIONS.c
             query = query.where(
-                table.weights_hash == key.weights_hash, table.settings_hash == key.settings_hash, table.stage == key.stage
+                table.weights_hash == key.weights_hash,
+                table.settings_hash == key.settings_hash,
+                table.stage == key.stage,
             )
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())

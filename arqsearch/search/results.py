@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from arqsearch.certify.certificate import read_lines
-from arqsearch.certify.summary import share, summarize
-from arqsearch.quantize.cost import reference_cost, total_cost
+from arqsearch.certify.summary import Share, share, summarize
+from arqsearch.quantize.cost import COSTS, LayerInfo, reference_cost, total_cost
 from arqsearch.search.stages import FLOAT, FOUND, compared
 from arqsearch.search.workspace import Workspace
 
@@ -18,34 +20,50 @@ def display_name(space: Workspace, name: str) -> str:
 
 
 def comparison_rows(space: Workspace) -> list[dict[str, Any]]:
-    """Rows of clean accuracy, certified accuracy at radii, ACR, interval accuracy and cost.
+    """Rows of clean accuracy, certified accuracy at radii, ACR, interval accuracy and cost, as far as they are made.
 
     Accuracies are fractions with 95 % Clopper-Pearson ends over the images; the float network's row is an
     estimate by the same protocol, not a certificate.
     """
     layers = space.net().layer_infos
-    return [_row(space, name, layers) for name in compared(space.recipe)]
+    rows = [_row(space, name, layers) for name in compared(space.recipe)]
+    return [row for row in rows if len(row) > 2]  # More than its name and kind.
 
 
-def _row(space: Workspace, name: str, layers: Any) -> dict[str, Any]:
-    bounds = json.loads(space.bounds_path(name).read_text())
-    summary = summarize(read_lines(space.certificate_path(name)), space.recipe.certify.radii)
-    row: dict[str, Any] = {
-        "name": display_name(space, name),
-        "kind": "estimate" if name == FLOAT else "certified",
-        "clean_accuracy": bounds["clean"]["correct"] / bounds["clean"]["images"],
-    }
-    for radius, found in summary.accuracy.items():
-        row |= {f"certified@{radius:g}": found.value, f"certified@{radius:g}_low": found.low,
-                f"certified@{radius:g}_high": found.high}  # fmt: skip
-    row |= {"acr": summary.acr, "acr_low": summary.acr_low, "acr_high": summary.acr_high, "n": summary.n,
-            "images": summary.images, "abstained": summary.abstained}  # fmt: skip
-    if "interval" in bounds:
-        for epsilon, verdicts in bounds["interval"]["robust"].items():
-            found = share(sum(verdicts), len(verdicts))
-            row |= {f"ibp@{epsilon}": found.value, f"ibp@{epsilon}_low": found.low, f"ibp@{epsilon}_high": found.high}
-    for cost in ("bops", "weight_bytes"):
+def _row(space: Workspace, name: str, layers: tuple[LayerInfo, ...]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": display_name(space, name), "kind": "estimate" if name == FLOAT else "certified"}
+    row |= _bounds(space.bounds_path(name)) | _certificates(space.certificate_path(name), space.recipe.certify.radii)
+    known = name == FLOAT or (space.network_dir(name) / "bitwidths.json").is_file()
+    for cost in COSTS if known else ():
         reference = reference_cost(cost, layers)
         row[cost] = reference if name == FLOAT else total_cost(cost, layers, space.bitwidths(name))
         row[f"{cost}_percent"] = 100.0 * row[cost] / reference
+    return row
+
+
+def _interval(column: str, found: Share) -> dict[str, float]:
+    return {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high}
+
+
+def _certificates(path: Path, radii: Sequence[float]) -> dict[str, Any]:
+    lines = read_lines(path) if path.is_file() else []
+    if not lines:
+        return {}
+    summary = summarize(lines, radii)
+    row: dict[str, Any] = {}
+    for radius, found in summary.accuracy.items():
+        row |= _interval(f"certified@{radius:g}", found)
+    return row | {
+        "acr": summary.acr, "acr_low": summary.acr_low, "acr_high": summary.acr_high, "n": summary.n,
+        "images": summary.images, "abstained": summary.abstained,
+    }  # fmt: skip
+
+
+def _bounds(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    bounds = json.loads(path.read_text())
+    row = _interval("clean_accuracy", share(bounds["clean"]["correct"], bounds["clean"]["images"]))
+    for epsilon, verdicts in bounds.get("interval", {"robust": {}})["robust"].items():
+        row |= _interval(f"ibp@{epsilon}", share(sum(verdicts), len(verdicts)))
     return row

@@ -28,7 +28,7 @@ from arqsearch.quantize.training import OnStep, train
 from arqsearch.recipe import Recipe
 from arqsearch.search import terms as reward_terms
 from arqsearch.search.evaluator import ProgramEvaluator
-from arqsearch.search.executor import LocalExecutor, OnProgress, Task
+from arqsearch.search.executor import LocalExecutor, OnProgress, Task, use_threads
 from arqsearch.search.weights import load_state, save_state, state_hash
 from arqsearch.search.workspace import Workspace
 
@@ -48,10 +48,13 @@ def train_base(recipe: Recipe, on_progress: OnProgress) -> Path:
     space = Workspace(recipe)
     if recipe.model.weights is not None or space.base_path.is_file():
         return space.base_weights()
+    use_threads(recipe.workers)
     net = space.net()
     data, checkpoint = space.train_set, space.dir / "base.checkpoint"
     on_step = _on_step("train base", on_progress)
-    train(net, data.images, data.labels, recipe.train, recipe.sigma, recipe.seed, checkpoint=checkpoint, on_step=on_step)
+    train(
+        net, data.images, data.labels, recipe.train, recipe.sigma, recipe.seed, checkpoint=checkpoint, on_step=on_step
+    )
     models.save_weights(net.source, space.base_path, {"recipe": recipe.name, "sigma": str(recipe.sigma)})
     checkpoint.unlink(missing_ok=True)
     return space.base_path
@@ -62,6 +65,7 @@ def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
     space = Workspace(recipe)
     if space.shared_path.is_file():
         return space.shared_path
+    use_threads(recipe.workers)
     net = calibrated(space)
     if recipe.evaluate.mode == "shared":
         data, checkpoint = space.train_set, space.dir / "shared.checkpoint"
@@ -217,7 +221,12 @@ def finetune_network(recipe: Recipe, name: str, on_progress: OnProgress) -> str:
     net.eval()
     if name == FLOAT:
         return state_hash(net.state_dict())
-    metadata = {"run": recipe.name, "sigma": recipe.sigma, "weights_hash": state_hash(net.state_dict()), "network": name}
+    metadata = {
+        "run": recipe.name,
+        "sigma": recipe.sigma,
+        "weights_hash": state_hash(net.state_dict()),
+        "network": name,
+    }
     program = lower(net, noise_limit=space.table.hi, metadata=metadata)
     program.save(program_path)
     return program.hash

@@ -43,7 +43,9 @@ def terms(counts: Mapping[str, Any], settings: Evaluate, sigma: float) -> dict[s
         if interval.measure == "certified_accuracy":
             found["interval_accuracy"] = float(np.mean([np.mean(counts["robust"][str(e)]) for e in interval.epsilons]))
         else:
-            found["interval_margin"] = float(np.mean([np.mean(counts["margins"][str(e)]) for e in interval.epsilons]) / MARGIN_UNIT)
+            found["interval_margin"] = float(
+                np.mean([np.mean(counts["margins"][str(e)]) for e in interval.epsilons]) / MARGIN_UNIT
+            )
     return found
 
 
@@ -80,7 +82,7 @@ def require_varying(spreads: Mapping[str, float], settings: Evaluate) -> None:
         if value <= 1e-9 and not settings.allow_constant_term:
             section = "smoothed" if name.startswith("smoothed") else "interval"
             raise ArqError(
-                f"Reward term {name!r} does not vary over random configurations (standard deviation {value:.2g}), so it "
+                f"Reward term {name!r} does not vary over random configurations (deviation {value:.2g}), so it "
                 f"cannot steer the search. Set evaluate.{section}.weight=0, or train the base for it "
                 f"(train.objective), or set evaluate.allow_constant_term=true to weigh it anyway."
             )

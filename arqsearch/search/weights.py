@@ -46,5 +46,7 @@ def load_state(net: QuantizedNet, path: Path) -> None:
     expected = set(net.state_dict())
     if set(state) != expected:
         different = sorted(set(state) ^ expected)
-        raise ArqError(f"{path} belongs to another network: {', '.join(different[:3])} do not match. Use its own run folder.")
+        raise ArqError(
+            f"{path} belongs to another network: {', '.join(different[:3])} do not match. Use its own run folder."
+        )
     net.load_state_dict(state)

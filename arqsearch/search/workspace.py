@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -78,7 +78,7 @@ class Workspace:
 
     # ---- data --------------------------------------------------------------------------------
 
-    def _load(self, split: str) -> Dataset:
+    def _load(self, split: Literal["train", "test"]) -> Dataset:
         section = self.recipe.data
         return datasets.load(section.name, split, path=section.path, image_size=section.image_size)
 
@@ -107,7 +107,9 @@ class Workspace:
         """The base network with fresh weights, for images of ``(H, W, C)``."""
         section = self.recipe.model
         torch.manual_seed(self.recipe.seed)
-        return models.build(section.name, num_classes, **{**models.image_options(section.name, shape), **section.options})
+        return models.build(
+            section.name, num_classes, **{**models.image_options(section.name, shape), **section.options}
+        )
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -161,7 +163,7 @@ class Workspace:
         images = to_pixels(train.images[:CALIBRATION_IMAGES])
         generator = torch.Generator().manual_seed(self.recipe.seed)
         noisy = images + integer_noise(tuple(images.shape), self.recipe.sigma, generator)
-        return list(noisy.split(128))
+        return list(torch.split(noisy, 128))
 
     # ---- search ------------------------------------------------------------------------------
 

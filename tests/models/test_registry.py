@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from arqsearch import models
 from arqsearch.errors import ArqError
-from arqsearch.quantize.graph import trace
+from arqsearch.quantize.trace import trace
 
 #: Images, classes, parameters, MACs: the large networks as published, the small ones worked out by hand.
 CIFAR = (32, 32, 3)

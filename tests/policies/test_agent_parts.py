@@ -51,7 +51,7 @@ def test_noise_vanishes_without_becoming_undefined() -> None:
 def test_ddpg_compresses_the_schedule_of_the_source() -> None:
     policy = create("ddpg")
     assert isinstance(policy, AgentPolicy)
-    for evaluations, last in ((600, 0.5 * 0.99**580), (100, 0.5 * 0.99**580), (1200, 0.5 * 0.99**1180)):
+    for evaluations, last in ((600, 0.2 * 0.997**580), (100, 0.2 * 0.997**580), (1200, 0.2 * 0.997**1180)):
         model = policy.build(BitWidthContinuousEnv(), Run(evaluations, 12, 0))
         noise = model.action_noise  # type: ignore[attr-defined]
         # The agent acts in the episodes after the warm-up of 20, and resets once more before the first.

@@ -23,7 +23,9 @@ MODES: tuple[dict[str, Any], ...] = (
 )
 
 
-def quantized(kind: type[nn.Module], settings: dict[str, Any], bits: tuple[int, int] = (8, 8)) -> tuple[QuantizedNet, Tensor]:
+def quantized(
+    kind: type[nn.Module], settings: dict[str, Any], bits: tuple[int, int] = (8, 8)
+) -> tuple[QuantizedNet, Tensor]:
     net = QuantizedNet(build(kind), (2, 8, 8), (0.4, 0.55), (0.25, 0.3), QuantizeSettings(**settings)).eval()
     pixels = torch.randint(0, 256, (64, 2, 8, 8), generator=torch.Generator().manual_seed(1)).float()
     net.calibrate([pixels])
@@ -39,7 +41,9 @@ def run(program: IntegerProgram, pixels: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("settings", MODES, ids=lambda m: "-".join(m.values()))
 @pytest.mark.parametrize("bits", [(8, 8), (4, 4), (2, 3)])
-def test_program_follows_fake_quantization(kind: type[nn.Module], settings: dict[str, Any], bits: tuple[int, int]) -> None:
+def test_program_follows_fake_quantization(
+    kind: type[nn.Module], settings: dict[str, Any], bits: tuple[int, int]
+) -> None:
     net, pixels = quantized(kind, settings, bits)
     with torch.no_grad():
         expected = net(pixels).numpy()
