@@ -130,9 +130,7 @@ def check_onnx(space: Workspace, name: str, images: int) -> Checked:
     if wrong:
         raise ArqError(f"{path}: {wrong} of {expected.size} logits differ from those of {program.hash[:12]}; {again}.")
     if not same_as_fresh_export(path, program):
-        raise ArqError(
-            f"{path} is not what this version exports for {program.hash[:12]}: it was altered or made by another version; {again}."
-        )
+        raise ArqError(f"{path} was altered or made by another version: its graph is not that of an export; {again}.")
     return len(pixels), f"images run by onnxruntime, all {expected.size} logits equal; same graph as a fresh export"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from arqsearch.report import ReportContent, write_report
 from arqsearch.search import statements
 from arqsearch.search import terms as reward_terms
 from arqsearch.search.certification import load_program
-from arqsearch.search.results import comparison_rows, display_name
+from arqsearch.search.results import comparison_rows, display_name, read_json
 from arqsearch.search.stages import compared
 from arqsearch.search.workspace import Workspace
 
@@ -81,30 +80,29 @@ class RunFiles:
         return {name: lines for name, lines in found.items() if lines}
 
     @cached_property
+    def bounds(self) -> dict[str, dict[str, Any]]:
+        """Clean accuracy and interval verdicts of each network that has some."""
+        paths = {name: self.space.bounds_path(name) for name in self.names}
+        return {name: read_json(path, "certify") for name, path in paths.items() if path.is_file()}
+
+    @cached_property
     def searches(self) -> dict[str, dict[str, Any]]:
         """The finished search of each policy."""
         section = self.recipe.search
         paths = {policy: self.space.search_path(policy) for policy in dict.fromkeys([section.policy, *section.compare])}
-        return {policy: _read_json(path) for policy, path in paths.items() if path.is_file()}
+        return {policy: read_json(path, "search") for policy, path in paths.items() if path.is_file()}
 
     @cached_property
     def spread(self) -> dict[str, Any]:
         """Reward terms of random configurations; empty before the search."""
         path = self.space.dir / "search" / "spread.json"
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path, "search") if path.is_file() else {}
 
     @cached_property
     def programs(self) -> dict[str, IntegerProgram]:
         """The lowered program of each quantized network that has one."""
         made = [name for name in self.names if (self.space.network_dir(name) / "program.safetensors").is_file()]
         return {name: load_program(self.space, name) for name in made}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ArqError(f"{path} is damaged ({error}); delete it and run `arqsearch search` again.") from error
 
 
 def bitwidths(files: RunFiles) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 
 from arqsearch.certify.certificate import read_lines
 from arqsearch.certify.summary import Share, share, summarize
+from arqsearch.errors import ArqError
 from arqsearch.quantize.cost import COSTS, LayerInfo, reference_cost, total_cost
 from arqsearch.search.stages import FLOAT, FOUND, compared
 from arqsearch.search.workspace import Workspace
@@ -17,6 +18,18 @@ from arqsearch.search.workspace import Workspace
 def display_name(space: Workspace, name: str) -> str:
     """What a network is called in tables."""
     return {FLOAT: "FP32", FOUND: f"found ({space.recipe.search.policy})"}.get(name, name)
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """A JSON object of the run folder.
+
+    :param command: the command that makes the file, named when it is damaged.
+    :raises ArqError: when it is no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ArqError(f"{path} is damaged ({error}); delete it and run `arqsearch {command}` again.") from error
 
 
 def comparison_rows(space: Workspace) -> list[dict[str, Any]]:
@@ -62,7 +75,7 @@ def _certificates(path: Path, radii: Sequence[float]) -> dict[str, Any]:
 def _bounds(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    bounds = json.loads(path.read_text())
+    bounds = read_json(path, "certify")
     row = _interval("clean_accuracy", share(bounds["clean"]["correct"], bounds["clean"]["images"]))
     for epsilon, verdicts in bounds.get("interval", {"robust": {}})["robust"].items():
         row |= _interval(f"ibp@{epsilon}", share(sum(verdicts), len(verdicts)))

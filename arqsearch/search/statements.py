@@ -20,6 +20,8 @@ _TITLES = {
     "digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
     "cifar-10": "CIFAR-10", "imagenet": "ImageNet",
 }  # fmt: skip
+#: A space at which no line breaks.
+_FIXED = "\N{NO-BREAK SPACE}"
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -56,7 +58,7 @@ def budget(files: RunFiles) -> str:
     """The limits of the search in words."""
     limits = files.recipe.search.budget
     parts = [
-        f"{label} ≤ {str(limit).replace('%', ' % of FP32')}"
+        f"{label} ≤ {str(limit).replace('%', f'{_FIXED}% of FP32')}"
         for label, limit in (("BOPs", limits.bops), ("weight bytes", limits.weight_bytes))
         if limit is not None
     ]
@@ -72,18 +74,27 @@ def summary(files: RunFiles) -> dict[str, object]:
     """Headline facts, label to value."""
     recipe, certify = files.recipe, files.recipe.certify
     counts = {policy: len(result["history"]) for policy, result in files.searches.items()}
-    images = max((len(lines) for lines in files.lines.values()), default=certify.images)
     weights = "" if recipe.model.weights is None else f", base {Path(recipe.model.weights).name}"
     return {
         "Data set": data_title(files),
         "Model": recipe.model.name + weights,
         "Noise": f"σ = {recipe.sigma:g} in units of [0,1] pixels: s = {255 * recipe.sigma:g} grey levels",
         "Budget": budget(files),
-        "Evaluations": ", ".join(f"{policy} {count:,}" for policy, count in counts.items()) or "none yet",
-        "Certificates": f"{images:,} test images, n = {certify.n:,} samples, α = {certify.alpha:g} per image",
-        "Interval bounds": f"{certify.interval_images:,} test images at most, without noise",
+        "Evaluations": ", ".join(f"{policy}{_FIXED}{count:,}" for policy, count in counts.items()) or "none yet",
+        "Certificates": f"n0 = {certify.n0:,} and n = {certify.n:,} samples, α = {certify.alpha:g} per image",
+        "Test images": _test_images(files),
         "Input": _input(files),
     }
+
+
+def _test_images(files: RunFiles) -> str:
+    """How many images stand behind each kind of figure: what was done, else what the recipe asks for."""
+    certify = files.recipe.certify
+    certified = max((len(lines) for lines in files.lines.values()), default=certify.images)
+    clean = max((bounds["clean"]["images"] for bounds in files.bounds.values()), default=certify.clean_images)
+    verdicts = [len(bounds["interval"]["images"]) for bounds in files.bounds.values() if "interval" in bounds]
+    bounded = max(verdicts, default=certify.interval_images)
+    return f"first {certified:,} certified, first {bounded:,} bounded, first {clean:,} for clean accuracy"
 
 
 def _input(files: RunFiles) -> str:

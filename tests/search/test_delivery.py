@@ -89,8 +89,7 @@ def test_export_of_an_unfinished_run_names_the_command(tmp_path: Path) -> None:
 def test_export_refuses_weights_that_are_not_those_of_the_program(copied_run: Path, format: str) -> None:
     path = copied_run / "networks/found/weights.safetensors"
     state = load_file(path)
-    name = next(name for name in state if name.endswith("fc1.weight") or ("fc1" in name and state[name].ndim == 2))
-    save_file({**state, name: -state[name]}, path)
+    save_file({**state, "layers.conv1.layer.weight": -state["layers.conv1.layer.weight"]}, path)
     with pytest.raises(ArqError, match="lower to program"):
         delivery.export(recipe_of(copied_run), "found", [format])
 
@@ -214,23 +213,21 @@ def test_flipped_weights_in_the_strict_onnx_are_refused(copied_run: Path) -> Non
 
 
 def test_a_change_that_no_image_shows_is_refused(copied_run: Path) -> None:
-    """The upper half of an int64 bound, which no accumulator reaches."""
+    """The last bit of a requantization multiplier."""
     import onnx
 
     path = copied_run / "exports/found/strict.onnx"
-    model = onnx.load(str(path))
-    bounds = [
-        t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64 and tuple(t.dims) == (1, 8, 1, 1)
-    ]
-    flip(path, path.read_bytes().index(bounds[0].raw_data) + 36, bit=6)
-    with pytest.raises(ArqError, match="is not what this version exports for"):
+    wide = [t for t in onnx.load(str(path)).graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    multipliers = next(t.raw_data for t in wide if tuple(t.dims) == (1, 8, 1, 1))
+    flip(path, path.read_bytes().index(multipliers))
+    with pytest.raises(ArqError, match="its graph is not that of an export"):
         delivery.verify(str(copied_run), 1)
 
 
 def test_a_strict_onnx_of_another_program_is_refused(copied_run: Path) -> None:
     delivery.export(recipe_of(copied_run), "uniform", ["onnx"])
     shutil.copy(copied_run / "exports/uniform/strict.onnx", copied_run / "exports/found/strict.onnx")
-    with pytest.raises(ArqError, match="states program .* export it again with `arqsearch export"):
+    with pytest.raises(ArqError, match=r"states program .* export it again with `arqsearch export"):
         delivery.verify(str(copied_run), 1)
 
 
@@ -257,7 +254,6 @@ def test_a_flipped_byte_of_the_program_is_refused(copied_run: Path, place: str) 
     [
         ('"weight_bits": 8', '"weight_bits": 7', "must agree"),
         ('"noise_limit": ', '"noise_limit": 1', "was altered: its bits, scales and settings give program"),
-        ('"residual_bits": 8', '"residual_bits": 7', "was altered"),
         ('"bops": ', '"bops": 1', "was altered: costs.bops"),
         ('"weight_bits"', '"weight_bit"', "weight_bit"),
         ("{", "[", "config.json"),
