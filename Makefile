@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= passive
 # Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
 export ARQSEARCH_DATA ?= ../shared
 
-.PHONY: help install demo check format test test-all results-resnet20 clean
+.PHONY: help install demo check format test test-all results-digits results-resnet20 clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -45,8 +45,15 @@ test: $(STAMP)  ## the tests, without the slow ones
 test-all: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'slow or not slow'
 
-results-resnet20: $(STAMP)  ## ResNet-20 on CIFAR-10 at σ=0.25 from the noise-trained base (about an hour on 2 cores)
+results-digits: $(STAMP)  ## run the demo, keep its figures in results/ and fill the tables of README and docs
+	$(BIN)/arqsearch run arqsearch/recipes/digits.yaml
+	$(BIN)/python -m arqsearch.benchmarks.results collect runs/digits
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-resnet20: $(STAMP)  ## the same for ResNet-20 on CIFAR-10 at σ=0.25 (about an hour on 2 cores)
 	$(BIN)/arqsearch run arqsearch/recipes/resnet20_cifar10.yaml
+	$(BIN)/python -m arqsearch.benchmarks.results collect runs/resnet20_cifar10
+	$(BIN)/python -m arqsearch.benchmarks.results render
 
 clean:  ## remove what the tools leave behind; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,12 +53,14 @@ def _print(outcome: dict[str, Any], as_json: bool) -> None:
             from rich.console import Console
             from rich.table import Table
 
-            table = Table(title=key)
-            for column in value[0]:
-                table.add_column(str(column))
+            columns = list(dict.fromkeys(column for row in value for column in row))
+            table = Table(title=key, box=None, pad_edge=False, title_justify="left")
+            for column in columns:
+                table.add_column(column, justify="left" if isinstance(value[0].get(column), str) else "right")
             for row in value:
-                table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-            Console().print(table)
+                cells = (row.get(column, "-") for column in columns)
+                table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in cells))
+            Console(width=None if sys.stdout.isatty() else 140).print(table)
         elif isinstance(value, dict):
             typer.echo(f"{key}:")
             for name, item in value.items():
@@ -161,6 +164,8 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one message, not a traceback."""
+    # Read when torch is first imported: a waiting thread that spins would starve the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except ArqError as error:

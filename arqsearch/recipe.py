@@ -34,7 +34,10 @@ class Model(Section):
 
     name: str = Field("cnn_small", description="a registered name, or package.module:function for your own nn.Module")
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the builder")
-    weights: str | None = Field(None, description="safetensors (or .pt) file; omit to train the base")
+    weights: str | None = Field(
+        None,
+        description="safetensors (or .pt) file, from the current folder or $ARQSEARCH_DATA; omit to train the base",
+    )
     mean: list[float] | None = Field(None, description="per-channel mean of [0,1] pixels; default: the model's own")
     std: list[float] | None = Field(None, description="per-channel standard deviation of [0,1] pixels")
 
@@ -212,6 +215,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ArqError(f"{file} holds a {type(data).__name__}; a recipe is a mapping of sections.")
     for override in overrides or []:
         _apply_override(data, override)
+    if Path(path).is_dir():
+        # A run folder may have been moved or copied since its recipe was stored.
+        data["run"] = str(path)
     return parse_recipe(data, str(file))
 
 

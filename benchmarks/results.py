@@ -86,9 +86,10 @@ def collect(run: str | Path, root: Path, machine: str | None = None) -> list[Pat
     files = RunFiles(Workspace(recipe))
     rows = _read_json(folder / "comparison.json", recipe.name)
     timings = _read_json(folder / "timings.json", recipe.name)
-    facts = {
+    facts: dict[str, Any] = {
         "recipe": recipe.name, "version": __version__, "hardware": machine, "title": statements.title(files),
         "data": statements.data_title(files), "sigma": recipe.sigma, "alpha": recipe.certify.alpha,
+        "clean_images": recipe.certify.clean_images, "interval_images": recipe.certify.interval_images,
     }  # fmt: skip
     seconds = {f"{_SECONDS}{stage}": round(value, 1) for stage, value in timings.items()}
     stem = root / FOLDER / f"{recipe.name}-{machine}"
@@ -214,7 +215,7 @@ def networks_table(rows: Sequence[Row]) -> str:
     for column in (c for c in columns if re.fullmatch(r"ibp@\d+", c)):
         lines.append([f"Certified at ε = {column.split('@')[1]}", *(_share(row, column) for row in rows)])
     lines.append(["Noise samples n", *(_whole(row, "n") for row in rows)])
-    lines.append(["Test images", *(_whole(row, "images") for row in rows)])
+    lines.append(["Test images (r, ACR)", *(_whole(row, "images") for row in rows)])
     lines.append(["BOPs, % of FP32", *(_decimal(row, "bops_percent", 3) for row in rows)])
     lines.append(["Weight bytes", *(_whole(row, "weight_bytes") for row in rows)])
     header = [Cell(""), *(Cell(row["name"]) for row in rows)]
@@ -269,10 +270,13 @@ def _reading_aid(rows: Sequence[Row]) -> str:
     text = (
         "Accuracies in %, rounded down; brackets: 95 % interval over the choice of images. r: L2 radius in units of "
         f"[0,1] pixels, σ = {float(first['sigma']):g}, α = {float(first['alpha']):g} for each image; ACR in the same "
-        "unit, and it depends on n. "
+        f"unit, and it depends on n. Clean accuracy: on at most {first['clean_images']} test images. "
     )
     if any(column.startswith("ibp@") for row in rows for column in row):
-        text += "ε: L∞ radius in grey levels, by interval bounds, without noise. "
+        text += (
+            "ε: L∞ radius in grey levels, by interval bounds, without noise, on at most "
+            f"{first['interval_images']} test images. "
+        )
     text += "The FP32 row is an estimate by the same protocol, no certificate."
     if first["data"].endswith("(JPEG copy)"):
         text += (

@@ -90,7 +90,7 @@ def run_strict(path: str | Path, pixels: Any, *, batch: int = 64, threads: int =
     :raises ArqError: when the file is missing or not such a model, or the pixels do not fit it.
     """
     if not Path(path).is_file():
-        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx-strict` writes one.")
+        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx` writes one.")
     session = _session(str(path), Path(path).stat().st_mtime_ns, threads)
     meta = session.get_modelmeta().custom_metadata_map
     if RANGE_KEY not in meta:
@@ -116,7 +116,7 @@ def run_strict(path: str | Path, pixels: Any, *, batch: int = 64, threads: int =
 def strict_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of an exported model: program hash, arithmetic version, pixel range."""
     if not Path(path).is_file():
-        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx-strict` writes one.")
+        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx` writes one.")
     model = _require("onnx").load(str(path))
     return {entry.key: entry.value for entry in model.metadata_props}
 

@@ -149,16 +149,19 @@ class IntegerProgram:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ArqError(f"{path} is not an integer program ({error}); export or search again.") from error
-        if header["arithmetic_version"] != ARITHMETIC_VERSION:
+            version, stated = header["arithmetic_version"], header["hash"]
+            if version == ARITHMETIC_VERSION:
+                program = cls._from_structure(header["structure"], arrays, dict(header["metadata"]))
+                actual = program.hash
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ArqError(f"{path} is not an integer program ({error}); lower the network again.") from error
+        if version != ARITHMETIC_VERSION:
             raise ArqError(
-                f"{path} was written for arithmetic version {header['arithmetic_version']}, this is "
-                f"{ARITHMETIC_VERSION}; lower the network again with this version."
+                f"{path} was written for arithmetic version {version}, this is {ARITHMETIC_VERSION}; lower the network "
+                "again with this version."
             )
-        program = cls._from_structure(header["structure"], arrays, header["metadata"])
-        if program.hash != header["hash"]:
-            raise ArqError(f"{path} was altered: its content hashes to {program.hash}, the file says {header['hash']}.")
+        if actual != stated:
+            raise ArqError(f"{path} was altered: its content hashes to {actual}, the file says {stated}.")
         return program
 
     @classmethod

@@ -185,7 +185,15 @@ def draw_curves(content: ReportContent, narrow: bool) -> Figure:
         part = content.curves[content.curves["network"].astype(str) == name].sort_values("radius")
         colour, dashes, width = styles[name]
         label = f"{name} ({ESTIMATE_LABEL})" if name in content.estimates else name
-        axes.plot(part["radius"], part["accuracy"], color=colour, linestyle=dashes, linewidth=width, label=label)
+        axes.plot(
+            part["radius"],
+            part["accuracy"],
+            color=colour,
+            linestyle=dashes,
+            linewidth=width,
+            label=label,
+            drawstyle="steps-pre",
+        )
     axes.set_xlabel("L2 radius r, in units of [0,1] pixels")
     axes.set_ylabel("images correct and certified")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

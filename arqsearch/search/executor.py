@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import traceback
 from collections.abc import Callable, Mapping
@@ -11,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from arqsearch.errors import ArqError
+
+#: glibc's mallopt parameters, and the size below which memory is kept.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEEP_BYTES = -1, -3, 1 << 30
 
 #: Called with (task, done, total, note); a total of 0 means unknown.
 OnProgress: TypeAlias = Callable[[str, int, int, str], None]
@@ -38,19 +40,21 @@ class Executor(Protocol):
         ...
 
 
-#: glibc keeps freed tensors instead of giving their pages back, which costs a quarter of the speed.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "OMP_WAIT_POLICY": "passive",
-}
-
-
 def use_threads(count: int) -> None:
-    """Pin torch's threads: one for each worker process, all of them where one process trains alone."""
+    """Pin torch's threads (one for each worker process) and keep freed tensors' memory in the process.
+
+    Giving pages back to the system and fetching them again costs a quarter of torch's speed on glibc;
+    other C libraries are left as they are.
+    """
+    import ctypes
+
     import torch
 
     torch.set_num_threads(count)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(option, KEEP_BYTES)
 
 
 class LocalExecutor:
@@ -71,8 +75,6 @@ class LocalExecutor:
             use_threads(1)
             return {task.name: task.function(*task.args, on_progress) for task in tasks}
         context = multiprocessing.get_context("spawn")
-        for name, value in ALLOCATOR.items():
-            os.environ.setdefault(name, value)
         messages: Any = context.Queue()
         waiting = list(tasks)
         running: dict[str, Any] = {}

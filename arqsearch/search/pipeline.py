@@ -14,8 +14,9 @@ from arqsearch.search.executor import OnProgress
 from arqsearch.search.workspace import Workspace
 
 Outcome = dict[str, Any]
-#: Columns of the final table that a terminal shows.
-SHOWN = ("name", "kind", "clean_accuracy", "acr", "bops_percent", "weight_bytes")
+#: Columns of the final table that the command prints, with short headings; radii and ε follow.
+SHOWN = {"name": "network", "kind": "kind", "clean_accuracy": "clean", "acr": "ACR", "bops_percent": "BOPs %",
+         "weight_bytes": "bytes"}  # fmt: skip
 
 
 @contextmanager
@@ -55,10 +56,18 @@ def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
         stages.finetune(recipe, on_progress)
     with timed(recipe, "certify"):
         rows = certification.certify(recipe, on_progress)
-    shown = [
-        {k: v for k, v in row.items() if k in SHOWN or (k.startswith("certified@") and k[-1].isdigit())} for row in rows
-    ]
+    shown = [{_heading(key): value for key, value in row.items() if _heading(key)} for row in rows]
     return {"run": str(recipe.run_dir), "networks": shown}
+
+
+def _heading(key: str) -> str:
+    """Short heading of a column of the final table; empty for one that is not shown."""
+    if key.endswith(("_low", "_high")):
+        return ""
+    for prefix, short in (("certified@", "r≥"), ("ibp@", "ε≤")):
+        if key.startswith(prefix):
+            return short + key.removeprefix(prefix)
+    return SHOWN.get(key, "")
 
 
 def report(recipe: Recipe, on_progress: OnProgress) -> Outcome:

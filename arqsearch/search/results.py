@@ -77,6 +77,7 @@ def _bounds(path: Path) -> dict[str, float]:
         return {}
     bounds = read_json(path, "certify")
     row = _interval("clean_accuracy", share(bounds["clean"]["correct"], bounds["clean"]["images"]))
+    row["clean_images"] = bounds["clean"]["images"]
     for epsilon, verdicts in bounds.get("interval", {"robust": {}})["robust"].items():
         row |= _interval(f"ibp@{epsilon}", share(sum(verdicts), len(verdicts)))
     return row

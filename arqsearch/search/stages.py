@@ -48,7 +48,7 @@ def train_base(recipe: Recipe, on_progress: OnProgress) -> Path:
     space = Workspace(recipe)
     if recipe.model.weights is not None or space.base_path.is_file():
         return space.base_weights()
-    use_threads(recipe.workers)
+    use_threads(1)
     net = space.net()
     data, checkpoint = space.train_set, space.dir / "base.checkpoint"
     on_step = _on_step("train base", on_progress)
@@ -65,7 +65,7 @@ def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
     space = Workspace(recipe)
     if space.shared_path.is_file():
         return space.shared_path
-    use_threads(recipe.workers)
+    use_threads(1)
     net = calibrated(space)
     if recipe.evaluate.mode == "shared":
         data, checkpoint = space.train_set, space.dir / "shared.checkpoint"

@@ -139,6 +139,10 @@ def notes(files: RunFiles) -> list[str]:
     how = shared if recipe.evaluate.mode == "shared" else "after a short fine-tune of each"
     remarks.append(f"Candidates were scored on held-out training images, {how}.")
     remarks.append("Every network of the table was fine-tuned by the same recipe, the FP32 one included.")
+    if recipe.evaluate.mode == "shared":
+        remarks.append(
+            "The quantized networks start that fine-tuning from the shared weights, the FP32 one from the base network."
+        )
     if files.spread:
         remarks.append(
             "A candidate's reward is the weighted sum of its terms less those of the W8A8 network; the spread of the "

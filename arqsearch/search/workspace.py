@@ -19,11 +19,23 @@ from arqsearch.quantize.cost import Budget
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
 from arqsearch.quantize.objectives import integer_noise
 from arqsearch.quantize.training import to_pixels
-from arqsearch.recipe import Recipe, dump_recipe
+from arqsearch.recipe import Recipe, dump_recipe, load_recipe
 from arqsearch.search.record import Record
 
 #: Noisy training images that set the step sizes.
 CALIBRATION_IMAGES = 512
+
+
+#: Parts of a recipe that trained weights and search results depend on.
+RESULT_SECTIONS = ("seed", "sigma", "data", "model", "train", "quantize", "evaluate", "search", "finetune")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """The first key in which two parts of a recipe differ, with both values."""
+    for key in getattr(type(before), "model_fields", {}):
+        if getattr(before, key) != getattr(now, key):
+            return _difference(f"{name}.{key}", getattr(before, key), getattr(now, key))
+    return f"{name}={before!r}, now {now!r}"
 
 
 class Workspace:
@@ -69,11 +81,21 @@ class Workspace:
         return self.dir / "search" / f"{policy}.json"
 
     def save_recipe(self) -> None:
-        """Store the resolved recipe; refuse to continue a run that was made with another one.
+        """Store the resolved recipe; refuse to mix results of different settings in one folder.
 
-        :raises ArqError: when the folder holds results of other settings that earlier stages depend on.
+        :raises ArqError: when the folder holds results that were made with other settings.
         """
         path = self.dir / "recipe.yaml"
+        begun = any((self.dir / name).exists() for name in ("base.safetensors", "shared.safetensors", "networks"))
+        if begun and path.is_file():
+            earlier = load_recipe(self.dir)
+            for name in RESULT_SECTIONS:
+                before, now = getattr(earlier, name), getattr(self.recipe, name)
+                if before != now:
+                    raise ArqError(
+                        f"{self.dir} holds results made with {_difference(name, before, now)}. "
+                        "Choose another folder (run=...), or delete this one to start over."
+                    )
         dump_recipe(self.recipe, path)
 
     # ---- data --------------------------------------------------------------------------------
@@ -152,10 +174,16 @@ class Workspace:
         :raises ArqError: when it was neither given nor trained yet.
         """
         given = self.recipe.model.weights
-        path = Path(given).expanduser() if given else self.base_path
-        if not path.is_file():
-            raise ArqError(f"No base weights at {path}; run `arqsearch train` first, or set model.weights to a file.")
-        return path
+        if given is None:
+            places = [self.base_path]
+        else:
+            path = Path(given).expanduser()
+            places = [path] if path.is_absolute() else [path, datasets.data_root() / path]
+        for place in places:
+            if place.is_file():
+                return place
+        looked = " or ".join(map(str, places))
+        raise ArqError(f"No base weights at {looked}; run `arqsearch train` first, or set model.weights to a file.")
 
     def calibration_pixels(self) -> list[torch.Tensor]:
         """Noisy training images in grey levels, as the deployed network sees them."""

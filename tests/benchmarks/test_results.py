@@ -96,7 +96,8 @@ def test_render_is_idempotent_and_prints_rows_intervals_and_remarks(run: Path, r
     assert [path.name for path in results.render(repository)] == ["README.md", "results.md"]
     assert results.render(repository) == []
     page = (repository / "README.md").read_text()
-    assert page.startswith("# Page\n\n<!-- results:made-up -->\n\ncnn_small on scikit-learn digits") and "old" not in page
+    assert page.startswith("# Page\n\n<!-- results:made-up -->\n\ncnn_small on scikit-learn digits")
+    assert "old" not in page
     assert page.endswith("<!-- /results -->\n\nend\n")
     assert "|  | FP32 | uniform | found (ddpg) |" in page
     assert "|  | estimate | certified | certified |" in page
