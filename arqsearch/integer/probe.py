@@ -26,8 +26,10 @@ def checked_conv2d(
     :param weight: ``(O, C/groups, KH, KW)`` of the same dtype.
     :param bias: ``(O,)``.
     """
-    exact = _probe(tuple(x.shape), tuple(weight.shape), stride, padding, groups, x.dtype, str(x.device))
-    if exact:
+    # Everything a library may choose its kernel by: layout is made equal, the rest is part of the key.
+    x = x.contiguous(memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    if _probe(tuple(x.shape), tuple(weight.shape), stride, padding, groups, x.dtype, str(x.device), threads):
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     return _unfold_conv2d(x, weight, bias, stride, padding, groups)
 
@@ -41,6 +43,7 @@ def _probe(
     groups: int,
     dtype: torch.dtype,
     device: str,
+    threads: int,
 ) -> bool:
     """Whether ``F.conv2d`` gives exact integers for this shape on this machine."""
     terms = int(np.prod(w_shape[1:]))
