@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: unknown keys are refused, values are not coerced silently."""
+    """Base of every part of a recipe: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -255,7 +255,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         target = target.setdefault(part, {})
         if not isinstance(target, dict):
             raise ArqError(f"Override {override!r}: {part!r} is a value, not a section.")
-    target[parts[-1]] = yaml.safe_load(text)
+    try:
+        target[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ArqError(f"Override {override!r}: {text!r} is not valid YAML: {error}") from error
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -23,7 +23,7 @@ from arqsearch.integer.program import ARITHMETIC_VERSION, IntegerProgram
 from arqsearch.quantize.graph import LAYERS, Node
 from arqsearch.quantize.layer import QuantizedLayer
 from arqsearch.quantize.network import CLIP_CENTRE, QuantizedNet
-from arqsearch.quantize.quantizers import ActivationQuantizer, code_range
+from arqsearch.quantize.quantizers import ROUNDING_OFFSET, ActivationQuantizer, code_range
 
 PixelType: TypeAlias = Literal["float32", "int16", "uint8"]
 
@@ -184,7 +184,8 @@ class _Export:
         """Rounding down is no rounding of QuantizeLinear, so it stands before it."""
         if table.rounding != "floor":
             return value
-        return self.node("Mul", self.node("Floor", self.node("Div", value, step)), step)
+        nudged = self.node("Add", self.node("Div", value, step), self.constant(np.float32(ROUNDING_OFFSET["floor"])))
+        return self.node("Mul", self.node("Floor", nudged), step)
 
     def pair(self, value: str, step: str, real_step: str, limits: tuple[int, int]) -> str:
         """Codes within `limits` of steps in `value`'s own unit, and back to reals."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from arqsearch.errors import ArqError
 from arqsearch.integer import ops as O
@@ -18,7 +19,7 @@ from arqsearch.integer.ranges import infer
 from arqsearch.quantize.graph import LAYERS, TRANSPARENT, Node
 from arqsearch.quantize.layer import QuantizedLayer
 from arqsearch.quantize.network import CLIP_CENTRE, QuantizedNet
-from arqsearch.quantize.quantizers import StepTable, code_range
+from arqsearch.quantize.quantizers import StepTable, code_range, round_real
 
 #: Operands of a sum are requantized to the stream's scale within this range, then added and clipped.
 OPERAND_LIMIT = 2**15 - 1
@@ -282,7 +283,7 @@ class _Lowering:
             producer = self.graph[name]
             lo, hi = -OPERAND_LIMIT, OPERAND_LIMIT
             if producer.kind not in TRANSPARENT and self.net.placements[name][0] == "add":
-                lo, hi = self._activation_limits(producer, lo, hi, step)
+                lo, hi = self._activation_limits(producer, lo, hi, step, self.settings.rounding)
             multiplier, shift = multiplier_and_shift(np.atleast_1d(source.scale / step), self.settings.multiplier)
             operands.append(
                 self._put(
@@ -291,22 +292,26 @@ class _Lowering:
                 )
             )  # fmt: skip
         lo, hi = code_range(self.settings.residual_bits, table.signed)
-        lo, hi = self._activation_limits(node, lo, hi, step)
+        # The sum of two codes is a code: only its cap can fall between codes, and the sum rounds to the nearest.
+        lo, hi = self._activation_limits(node, lo, hi, step, "half_even")
         tensor = self._put(node.name, O.Add, tuple(operands), lo=lo, hi=hi)
         return _Value(tensor, step.reshape(()), np.zeros(1, np.int64))
 
-    def _activation_limits(self, node: Node | None, lo: int, hi: int, step: np.ndarray) -> tuple[int, int]:
-        """Clip limits in codes, narrowed by a node's activation function."""
+    def _activation_limits(
+        self, node: Node | None, lo: int, hi: int, step: np.ndarray, rounding: O.Rounding
+    ) -> tuple[int, int]:
+        """Clip limits in codes, narrowed by a node's activation function; the cap is rounded as values are."""
         if node is not None and node.relu:
             lo = max(lo, 0)
         if node is not None and node.cap is not None:
-            hi = min(hi, int(np.rint(np.float32(node.cap) / np.float32(step[0]))))
+            cap = torch.tensor(node.cap) / torch.tensor(float(step[0]))
+            hi = min(hi, int(round_real(cap, rounding)))
         return lo, hi
 
     def _requantize(self, name: str, source: _Value, table: StepTable, bits: int, node: Node | None = None) -> _Value:
         """Codes of `table` at `bits`; `node` is the producer whose activation function is applied here."""
         step = _numpy(table.step(bits))
-        lo, hi = self._activation_limits(node, *code_range(bits, table.signed), step)
+        lo, hi = self._activation_limits(node, *code_range(bits, table.signed), step, self.settings.rounding)
         multiplier, shift = multiplier_and_shift(np.atleast_1d(source.scale / step), self.settings.multiplier)
         tensor = self._put(
             name, O.Requantize, (source.tensor,), multiplier=multiplier, shift=shift,

@@ -20,6 +20,9 @@ from arqsearch.quantize.bitwidths import ALL_BITS, MIN_BITS
 MIN_STEP = 1e-8
 #: Smallest step of a channel, relative to the layer's largest.
 DEAD_CHANNEL = 2.0**-12
+#: Added before flooring. A value that is a code in the program (0 above all) is one only up to float rounding here;
+#: without the nudge, floor would put half of them one code too low.
+ROUNDING_OFFSET: dict[Rounding, float] = {"half_up": 0.5, "floor": 2.0**-14}
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -33,7 +36,7 @@ def round_real(x: Tensor, rounding: Rounding) -> Tensor:
     """Round reals as the integer program rounds, without a gradient."""
     if rounding == "half_even":
         return x.round()
-    return torch.floor(x + 0.5 if rounding == "half_up" else x)
+    return torch.floor(x + ROUNDING_OFFSET[rounding])
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -47,7 +50,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, lo: int, hi: int, scale: float, rounding: Rounding) -> Tensor:
         codes = x / step
-        codes = codes.round_() if rounding == "half_even" else codes.add_(0.5 * (rounding == "half_up")).floor_()
+        codes = codes.round_() if rounding == "half_even" else codes.add_(ROUNDING_OFFSET[rounding]).floor_()
         result = codes.clamp_(lo, hi).mul_(step)
         ctx.save_for_backward(x, result, step)
         ctx.lo, ctx.hi, ctx.scale = lo, hi, scale

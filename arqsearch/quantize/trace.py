@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from arqsearch.errors import ArqError
 from arqsearch.integer.ops import Padding
+from arqsearch.quantize.fx_graph import Values, place, record
 from arqsearch.quantize.graph import LAYERS, TRANSPARENT, Kind, LayerGraph, Node
 
 
@@ -23,43 +24,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> LayerGraph:
     :param input_shape: ``(C, H, W)``.
     :raises ArqError: naming the operation and its place in the source when one is not supported.
     """
-    tracer = fx.Tracer()
-    tracer.record_stack_traces = True
-    try:
-        graph = tracer.trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise ArqError(
-            f"{type(model).__name__} cannot be traced ({error}). Its forward must not branch on tensor values; "
-            "move such control flow out of forward."
-        ) from error
-    module = fx.GraphModule(model, graph)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    module.eval()
-    values = _Values(module)
-    try:
-        with torch.no_grad():
-            values.run(torch.zeros(2, *input_shape, device=device))
-    except (RuntimeError, ValueError) as error:
-        raise ArqError(
-            f"{type(model).__name__} does not accept images of shape (C, H, W) = {input_shape}: {error}"
-        ) from error
-    finally:
-        model.train(was_training)
-    return _Builder(model, values.seen).build(graph)
-
-
-class _Values(fx.Interpreter):
-    """Runs the graph once and remembers every node's value: shapes, and numbers computed from shapes."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.seen[n] = value
-        return value
+    graph, values = record(model, input_shape)
+    return _Builder(model, values).build(graph)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -76,16 +42,22 @@ def _symmetric(value: Any) -> Padding:
 class _Builder:
     """Turns fx nodes into our nodes, one rule for each module, function and method."""
 
-    def __init__(self, model: nn.Module, values: dict[fx.Node, Any]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, values: Values) -> None:
         self.modules = dict(model.named_modules())
-        self.values = values
+        self.layers = {n for n, m in self.modules.items() if isinstance(m, nn.Conv2d | nn.Linear)}
+        self.stale = values.stale
+        self.values = values.seen
         self.nodes: dict[str, Node] = {}
         self.names: dict[fx.Node, str] = {}
 
     def build(self, graph: fx.Graph) -> LayerGraph:
         output = ""
         for node in graph.nodes:
+            if node in self.stale and isinstance(self.values.get(node), Tensor):
+                raise ArqError(
+                    f"{self.stale[node].name!r} is read at {place(node)} after an in-place operation changed it. "
+                    "Use the form that makes a new tensor: x = x + y, F.relu(x), ReLU(inplace=False)."
+                )
             if node.op == "output":
                 argument = node.args[0]
                 if not isinstance(argument, fx.Node):
@@ -94,10 +66,12 @@ class _Builder:
             elif isinstance(self.values.get(node), Tensor) and node.op != "get_attr":
                 self.names[node] = self._convert(node)
         nodes = tuple(self.nodes.values())
-        if self.nodes[output].kind not in LAYERS or self.nodes[output].relu:
+        last = self.nodes[output]
+        if last.kind != "linear" or last.relu:
+            what = f"an activation on {output!r}" if last.relu else f"{output!r} ({last.kind})"
             raise ArqError(
-                f"The logits come from {output!r} ({self.nodes[output].kind}); the last operation must be a conv or "
-                "linear layer without activation. Remove what follows it."
+                f"The logits come from {what}; the last operation must be a linear layer without activation, which "
+                "gives (N, classes). Remove what follows it."
             )
         return LayerGraph(nodes, output)
 
@@ -118,20 +92,27 @@ class _Builder:
         raise self._unsupported(node, f"operation {name!r}")
 
     def _unsupported(self, node: fx.Node, what: str) -> ArqError:
-        place = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")]
         return ArqError(
-            f"Unsupported {what} at {place[-1] if place else node.format_node()}. Supported: conv, linear, batch norm "
-            "after them, ReLU, ReLU6, add, average and max pool, zero pad, strided slice, flatten, dropout."
+            f"Unsupported {what} at {place(node)}. Supported: conv, linear, batch norm after them, ReLU, ReLU6, add, "
+            "average and max pool, zero pad, strided slice, flatten, dropout."
         )
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.values[node].shape[1:])
 
     def source(self, node: fx.Node, position: int = 0) -> str:
-        argument = node.args[position]
+        argument = node.args[position] if len(node.args) > position else node.kwargs.get("input")
         if not isinstance(argument, fx.Node) or argument not in self.names:
             raise self._unsupported(node, f"operand {argument!r} of {node.target}")
         return self.names[argument]
+
+    def image(self, node: fx.Node) -> tuple[str, tuple[int, int, int]]:
+        """The operand of an operation on images, and its (C, H, W)."""
+        name = self.source(node)
+        if len(self.nodes[name].shape) != 3:
+            raise self._unsupported(node, f"{node.target} on a tensor that is not (N, C, H, W)")
+        channels, height, width = self.nodes[name].shape
+        return name, (channels, height, width)
 
     def argument(self, node: fx.Node, position: int, name: str, default: Any) -> Any:
         """A call's argument with numbers computed from shapes put in."""
@@ -139,7 +120,10 @@ class _Builder:
         return fx.node.map_arg(value, lambda n: self.values[n])
 
     def _put(self, node: Node) -> str:
-        if node.name in self.nodes:
+        if node.name == "input" and node.kind in LAYERS:
+            raise ArqError("A layer is called 'input', the name of the images here; rename that module.")
+        # A function's own name may be that of a layer which is called later.
+        if node.name in self.nodes or (node.kind not in LAYERS and node.name in self.layers):
             if node.kind in LAYERS:
                 raise ArqError(f"Module {node.name!r} is called twice; bit-widths belong to layers: one module a call.")
             serial = sum(1 for n in self.nodes if n.split("#")[0] == node.name)
@@ -148,8 +132,7 @@ class _Builder:
         return node.name
 
     def emit(self, node: fx.Node, kind: Kind, **attrs: Any) -> str:
-        inputs = tuple(self.names[a] for a in node.args if isinstance(a, fx.Node) and a in self.names)
-        return self._put(Node(str(node.name), kind, inputs, self._shape(node), attrs=attrs))
+        return self._put(Node(str(node.name), kind, (self.source(node),), self._shape(node), attrs=attrs))
 
     def single_use(self, name: str) -> bool:
         """Whether one fx node reads what `name` stands for so far."""
@@ -180,9 +163,11 @@ class _Builder:
             raise self._unsupported(node, f"linear layer {node.target} on a tensor that is not flat")
         return self._put(Node(str(node.target), "linear", (source,), self._shape(node)))
 
-    def batch_norm(self, node: fx.Node, module: nn.Module) -> str:
+    def batch_norm(self, node: fx.Node, module: nn.BatchNorm1d | nn.BatchNorm2d) -> str:
         name = self.source(node)
         layer = self.nodes[name]
+        if not module.affine or not module.track_running_stats:
+            raise self._unsupported(node, f"batch norm {node.target} without weights or running statistics")
         if layer.kind not in LAYERS or layer.relu or layer.batch_norm or not self.single_use(name):
             raise self._unsupported(
                 node, f"batch norm {node.target} that does not directly follow a conv or linear layer"
@@ -223,8 +208,7 @@ class _Builder:
         return self._put(Node(str(node.name), "flatten", (source,), after))
 
     def average(self, node: fx.Node, kernel: Any, stride: Any, padding: Any, *, keep: bool = True) -> str:
-        source = self.source(node)
-        channels, _, _ = self.nodes[source].shape
+        source, (channels, _, _) = self.image(node)
         attrs = {"kernel": _pair(kernel), "stride": _pair(stride), "padding": _symmetric(padding)}
         shape = self._shape(node) if keep else (channels, 1, 1)
         name = self._put(Node(str(node.name), "avgpool", (source,), shape, attrs=attrs))
@@ -242,15 +226,15 @@ class _Builder:
         kernel = self.argument(node, 1, "kernel_size", None)
         stride = self.argument(node, 2, "stride", None) or kernel
         padding = self.argument(node, 3, "padding", 0)
-        if self.argument(node, 4, "ceil_mode", False) or (
-            _pair(padding) != (0, 0) and not self.argument(node, 5, "count_include_pad", True)
-        ):
-            raise self._unsupported(node, "average pool with ceil_mode or count_include_pad=False")
+        inside = _pair(padding) != (0, 0) and not self.argument(node, 5, "count_include_pad", True)
+        if self.argument(node, 4, "ceil_mode", False) or inside or self.argument(node, 6, "divisor_override", None):
+            raise self._unsupported(node, "average pool with ceil_mode, count_include_pad=False or divisor_override")
         return self.average(node, kernel, stride, padding)
 
     def adaptive(self, node: fx.Node, output_size: Any) -> str:
-        _, height, width = self.nodes[self.source(node)].shape
-        rows, columns = (height, width) if output_size is None else _pair(output_size)
+        _, (_, height, width) = self.image(node)
+        wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+        rows, columns = (int(w or size) for w, size in zip(wanted, (height, width), strict=True))
         if height % rows or width % columns:
             raise self._unsupported(node, f"adaptive average pool from {height}x{width} to {rows}x{columns}")
         size = (height // rows, width // columns)
@@ -258,13 +242,14 @@ class _Builder:
 
     def mean(self, node: fx.Node) -> str:
         axes = self.argument(node, 1, "dim", None)
-        _, height, width = self.nodes[self.source(node)].shape
-        if axes is None or sorted(a % 4 for a in axes) != [2, 3]:
+        _, (_, height, width) = self.image(node)
+        if not isinstance(axes, Sequence) or sorted(a % 4 for a in axes) != [2, 3]:
             raise self._unsupported(node, "mean over other axes than height and width")
         keep = bool(self.argument(node, 2, "keepdim", False))
         return self.average(node, (height, width), (height, width), 0, keep=keep)
 
     def max_pool(self, node: fx.Node, kernel: Any, stride: Any, padding: Any, plain: bool) -> str:
+        self.image(node)
         if not plain:
             raise self._unsupported(node, "max pool with dilation, ceil_mode or indices")
         return self.emit(
@@ -295,11 +280,10 @@ class _Builder:
         return self.pad_amounts(node, amounts)
 
     def pad_amounts(self, node: fx.Node, amounts: tuple[int, ...]) -> str:
-        left, right, top, bottom, before, after = (*amounts, *(0,) * (6 - len(amounts)))
-        if min(amounts) < 0 or len(amounts) > 6:
+        name, (channels, height, width) = self.image(node)
+        if len(amounts) > 6 or min(amounts, default=0) < 0:
             raise self._unsupported(node, f"padding amounts {amounts}")
-        name = self.source(node)
-        channels, height, width = self.nodes[name].shape
+        left, right, top, bottom, before, after = (*amounts, *(0,) * (6 - len(amounts)))
         if any((left, right, top, bottom)):
             shape = (channels, height + top + bottom, width + left + right)
             name = self._put(

@@ -126,8 +126,11 @@ class ProgramEvaluator:
             {
                 "evaluate": evaluate,
                 "sigma": str(self.recipe.sigma),
+                "model": [self.recipe.model.name, self.recipe.model.options],
+                "input": [self.net.input_shape, self.net.mean.flatten().tolist(), self.net.std.flatten().tolist()],
                 "quantize": self.recipe.quantize.model_dump(mode="json"),
-                "holdout": self.holdout.identity,
+                "holdout": [self.holdout.identity, self.holdout.ids.tolist()],
+                "train": self.train_set.identity if self.train_set is not None else None,
                 "seed": self.recipe.seed,
             }
         )

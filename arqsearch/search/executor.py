@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,6 +82,7 @@ class LocalExecutor:
         waiting = list(tasks)
         running: dict[str, Any] = {}
         results: dict[str, Any] = {}
+        checked = time.monotonic()
         try:
             while waiting or running:
                 while waiting and len(running) < self.workers:
@@ -86,10 +90,13 @@ class LocalExecutor:
                     process = context.Process(target=_work, args=(task, messages), daemon=True)
                     process.start()
                     running[task.name] = process
+                if time.monotonic() - checked > 1.0:
+                    # Not only when it is quiet: the messages of a live worker must not hide a dead one.
+                    _check_alive(running, messages)
+                    checked = time.monotonic()
                 try:
                     kind, name, payload = messages.get(timeout=1.0)
                 except queue.Empty:
-                    _check_alive(running, messages)
                     continue
                 if kind == "progress":
                     on_progress(*payload)
@@ -115,7 +122,21 @@ def _check_alive(running: Mapping[str, Any], messages: Any) -> None:
             )
 
 
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone, be it killed; a thread waits for that."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
+
+
 def _work(task: Task, messages: Any) -> None:
+    _leave_with_parent()
     use_threads(1)
     try:
         result = task.function(*task.args, lambda *update: messages.put(("progress", task.name, update)))

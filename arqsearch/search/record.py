@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError
 
 from arqsearch.errors import ArqError
 from arqsearch.integer.program import ARITHMETIC_VERSION
@@ -83,12 +83,20 @@ class Record:
             self._engine = sa.create_engine(
                 parsed, connect_args={"timeout": 60} if parsed.drivername.startswith("sqlite") else {}
             )
-            _METADATA.create_all(self._engine)
-        except (ArgumentError, OperationalError, ModuleNotFoundError) as error:
+            self._create_table()
+        except (ArgumentError, DatabaseError, ModuleNotFoundError, OSError) as error:
             raise ArqError(
                 f"The record {url!r} cannot be opened ({error}); use sqlite:///file or a reachable PostgreSQL URL "
                 "(extra: arqsearch[postgres])."
             ) from error
+
+    def _create_table(self) -> None:
+        try:
+            _METADATA.create_all(self._engine)
+        except DatabaseError:
+            # Another process may have made the table between the look and the creation.
+            if not sa.inspect(self._engine).has_table(_EVALUATIONS.name):
+                raise
 
     def get(self, key: RecordKey, bitwidths: BitWidths) -> Entry | None:
         """The recorded evaluation, if there is one."""
