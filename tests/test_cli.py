@@ -176,7 +176,7 @@ def test_run_prints_one_json_object_and_no_progress(
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert (outcome["run"], outcome["report"], outcome["verified"]) == (str(run), str(run / "report.html"), True)
-    assert [row["name"] for row in outcome["networks"]] == ["FP32", "uniform", "random", "found (ddpg)"]
+    assert [row["network"] for row in outcome["networks"]] == ["FP32", "uniform", "random", "found (ddpg)"]
     assert "search ddpg" not in done.stderr and "certify" not in done.stderr
     assert len(json.loads((run / "search/ddpg.json").read_text())["history"]) == 3
 
