@@ -167,7 +167,7 @@ def main() -> None:
     # Read when torch is first imported: a waiting thread that spins would starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        app(prog_name="arqsearch")
     except ArqError as error:
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
         sys.exit(2)
