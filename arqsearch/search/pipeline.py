@@ -41,6 +41,7 @@ def train(recipe: Recipe, on_progress: OnProgress) -> Outcome:
 
 def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network, if missing, and bit-widths."""
+    stages.check_search(recipe)
     train(recipe, on_progress)
     with timed(recipe, "weights for scoring"):
         stages.prepare_weights(recipe, on_progress)

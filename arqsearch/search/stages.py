@@ -175,10 +175,22 @@ def run_policy(recipe: Recipe, policy: str, on_progress: OnProgress) -> dict[str
     return result
 
 
+def check_search(recipe: Recipe) -> None:
+    """Refuse what a search would refuse, before any training: policies, their options, the budget.
+
+    :raises ArqError: naming the nearest valid choice, or the attainable minimum of the budget.
+    """
+    create(recipe.search.policy, **recipe.search.options)
+    for name in recipe.search.compare:
+        create(name)
+    space = Workspace(recipe)
+    space.budget(space.net())
+
+
 def search(recipe: Recipe, on_progress: OnProgress) -> dict[str, BitWidths]:
     """Weights for scoring, spread check, every policy; writes the bit-widths of each compared network."""
     space = Workspace(recipe)
-    space.budget(space.net())
+    check_search(recipe)
     prepare_weights(recipe, on_progress)
     measure_spread(recipe, on_progress)
     names = [recipe.search.policy, *(p for p in recipe.search.compare if p != recipe.search.policy)]

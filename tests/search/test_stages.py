@@ -164,3 +164,20 @@ def test_a_term_that_does_not_vary_ends_the_search(folders: Folders, tmp_path: P
 def test_fine_tuning_before_a_search_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ArqError, match="run `arqsearch search` first"):
         stages.finetune(recipe_in(tmp_path), silent)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"policy": "ddgp"}, "'ddpg'"),
+        ({"options": {"nois": 0.1}}, "nois"),
+        ({"budget": {"bops": "0.001%"}}, "cannot be met"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_training(
+    tmp_path: Path, section: dict[str, Any], message: str
+) -> None:
+    recipe = tiny_recipe(tmp_path / "run", search=section)
+    with pytest.raises(ArqError, match=message):
+        pipeline.search(recipe, silent)
+    assert not (tmp_path / "run" / "base.safetensors").exists()
