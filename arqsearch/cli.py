@@ -66,7 +66,7 @@ def _print(outcome: dict[str, Any], as_json: bool) -> None:
             for name, item in value.items():
                 typer.echo(f"  {name}: {item}")
         else:
-            typer.echo(f"{key}: {value}")
+            typer.echo(f"{key}: {'-' if value is None else value}")
 
 
 @app.command()

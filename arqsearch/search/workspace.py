@@ -137,10 +137,14 @@ class Workspace:
     def facts(self) -> dict[str, Any]:
         """Class count and image shape, kept in the run folder so that late stages need no training data."""
         path = self.dir / "data.json"
+        section = self.recipe.data.model_dump(mode="json")
         if path.is_file():
-            return dict(json.loads(path.read_text()))
+            known = dict(json.loads(path.read_text()))
+            if known.get("section") == section:
+                return known
         train = self.train_set
         facts = {
+            "section": section,
             "num_classes": train.num_classes,
             "shape": list(train.images.shape[1:]),
             "name": train.name,

@@ -181,3 +181,11 @@ def test_a_search_that_cannot_work_is_refused_before_training(
     with pytest.raises(ArqError, match=message):
         pipeline.search(recipe, silent)
     assert not (tmp_path / "run" / "base.safetensors").exists()
+
+
+def test_facts_of_other_data_are_not_reused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "run")
+    first = Workspace(recipe).facts
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"holdout": 123})})
+    assert Workspace(other).facts["holdout_identity"] != first["holdout_identity"]
+    assert Workspace(recipe).facts == first
