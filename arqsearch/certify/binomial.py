@@ -49,8 +49,13 @@ def upper_tail(k: int, n: int, p: _Real) -> _Real:
         return first * mpmath.ldexp(total, -_FIXED)
 
 
-def _target(radius: Decimal, sigma: Decimal, d_tau: float) -> _Real:
-    """p₀ = Φ(r/σ) + d·τ."""
+def target_probability(radius: Decimal, sigma: Decimal, d_tau: float) -> _Real:
+    """p₀ = Φ(r/σ) + d·τ, the probability that a radius asks for.
+
+    :param radius: in [0,1] pixels.
+    :param sigma: noise level in [0,1] pixels.
+    :param d_tau: distance of the noise table from the ideal, summed over the coordinates (negative: the other side).
+    """
     import mpmath
 
     with mpmath.workdps(_DIGITS):
@@ -71,7 +76,7 @@ def accepts(k: int, n: int, radius: Decimal, sigma: float, alpha: float, d_tau: 
     _check(n, sigma, alpha, d_tau)
     with mpmath.workdps(_DIGITS):
         limit = mpmath.mpf(str(float(alpha)))
-        return bool(upper_tail(k, n, _target(radius, Decimal(str(float(sigma))), d_tau)) <= limit)
+        return bool(upper_tail(k, n, target_probability(radius, Decimal(str(float(sigma))), d_tau)) <= limit)
 
 
 @lru_cache(maxsize=4096)
