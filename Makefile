@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# An edited C source is compiled again by the next `make`.
+C_SOURCES := $(wildcard arqsearch/integer/native/csrc/*.[ch])
 JOBS ?= 2
 
 # One thread a process: results do not depend on it, and two busy workers do not fight for cores.
@@ -13,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 # Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
 export ARQSEARCH_DATA ?= ../shared
 
-.PHONY: help install demo check format test test-all results-digits results-resnet20 clean
+.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,7 +23,7 @@ help:  ## list the targets
 
 install: $(STAMP)  ## create .venv with the pinned versions and arqsearch itself, editable
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(C_SOURCES)
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found; install one or give it: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -53,6 +55,11 @@ results-digits: $(STAMP)  ## run the demo, keep its figures in results/ and fill
 results-resnet20: $(STAMP)  ## the same for ResNet-20 on CIFAR-10 at σ=0.25 (about an hour on 2 cores)
 	$(BIN)/arqsearch run arqsearch/recipes/resnet20_cifar10.yaml
 	$(BIN)/python -m arqsearch.benchmarks.results collect runs/resnet20_cifar10
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-integer-speed: $(STAMP)  ## time the integer engine and its peers, keep the figures in results/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/arqsearch bench integer-speed --output results
 	$(BIN)/python -m arqsearch.benchmarks.results render
 
 clean:  ## remove what the tools leave behind; .venv and runs/ stay

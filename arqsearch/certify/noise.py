@@ -164,7 +164,7 @@ def noise(
     :returns: int16 ``(len(image_ids), sample_count, coordinates)`` in grey levels.
     :raises ArqError: when a number does not fit its field of the generator's counter.
     """
-    _check_fields(seed, stage, image_ids, sample_start, sample_count, coordinates)
+    check_fields(seed, stage, image_ids, sample_start, sample_count, coordinates)
     target = torch.device(device)
     blocks = -(-coordinates // 4)
     rows = len(image_ids) * sample_count
@@ -206,9 +206,10 @@ def _fill(out: Tensor, words: list[Tensor], counter: list[Tensor], table: NoiseT
         out[:, :, position] = value.view(out.shape[:2])
 
 
-def _check_fields(
+def check_fields(
     seed: int, stage: int, image_ids: Sequence[int], sample_start: int, sample_count: int, coordinates: int
 ) -> None:
+    """Refuse numbers that do not fit their fields of the generator's counter; parameters as for :func:`noise`."""
     if not 0 <= seed < 1 << 64:
         raise ArqError(f"seed = {seed} is not a 64-bit key; give a number in 0..2^64−1.")
     if stage not in (SEARCH, SELECT, ESTIMATE):

@@ -6,9 +6,10 @@ the certified function is exactly the integer program (docs/certificate-format.m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,14 +18,37 @@ from torch import Tensor
 
 from arqsearch.certify.binomial import certified_radius
 from arqsearch.certify.line import CertificateLine, first_maximum
-from arqsearch.certify.noise import ESTIMATE, SELECT, NoiseTable, noise
+from arqsearch.certify.noise import ESTIMATE, SELECT, NoiseTable, check_fields, noise
 from arqsearch.errors import ArqError
+from arqsearch.integer.native.engine import NativeBackend, NativeNoise
 
 if TYPE_CHECKING:
     from arqsearch.integer.program import IntegerProgram
 
 #: Noisy images, int16 ``(N, H, W, C)`` in grey levels, to classes, int64 ``(N,)``; deterministic.
 Classifier: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class VoteCounter(Protocol):
+    """A `Classifier` that draws the noise and counts its classes itself: the same votes, without noisy images."""
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Classes of noisy images, as of any `Classifier`."""
+        ...
+
+    def count_votes(
+        self,
+        images: NDArray[np.uint8],
+        image_ids: Sequence[int],
+        *,
+        table: NoiseTable,
+        seed: int,
+        stage: int,
+        samples: int,
+    ) -> NDArray[np.int64]:
+        """Votes, ``(N, classes)``, on the noise that :func:`arqsearch.certify.noise.noise` draws for these numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +103,43 @@ def program_classifier(program: IntegerProgram, sigma: float, device: str = "cpu
     :raises ArqError: when noisy pixels could leave the program's input range.
     """
     check_input_range(program.input.lo, program.input.hi, sigma)
-    return lambda pixels: first_argmax(program.run(pixels, device=device))
+    backend = program.backend(device=device)
+    if isinstance(backend, NativeBackend):
+        return NativeClassifier(backend)
+    return lambda pixels: first_argmax(backend.run(pixels))
+
+
+class NativeClassifier:
+    """A `VoteCounter` on the native engine.
+
+    :param backend: the compiled program.
+    """
+
+    def __init__(self, backend: NativeBackend) -> None:
+        self.backend = backend
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        """Classes of noisy images."""
+        return first_argmax(self.backend.run(pixels))
+
+    def count_votes(
+        self,
+        images: NDArray[np.uint8],
+        image_ids: Sequence[int],
+        *,
+        table: NoiseTable,
+        seed: int,
+        stage: int,
+        samples: int,
+    ) -> NDArray[np.int64]:
+        """Votes on noise that the engine draws."""
+        drawn = _native_noise(table)
+        return self.backend.count_votes(drawn, images, image_ids, seed=seed, stage=stage, samples=samples)
+
+
+@lru_cache(maxsize=16)
+def _native_noise(table: NoiseTable) -> NativeNoise:
+    return NativeNoise(table.thresholds, table.lo)
 
 
 def check_input_range(lo: int, hi: int, sigma: float) -> None:
@@ -98,6 +158,59 @@ def check_input_range(lo: int, hi: int, sigma: float) -> None:
         )
 
 
+def count_votes(
+    classify: Classifier,
+    images: NDArray[np.uint8],
+    image_ids: Sequence[int],
+    *,
+    table: NoiseTable,
+    seed: int,
+    stage: int,
+    samples: int,
+    batch_size: int,
+    device: str = "cpu",
+) -> NDArray[np.int64]:
+    """Votes of each class on noisy copies of images.
+
+    :param classify: counts itself where it is a `VoteCounter`, else it gets batches of noisy images.
+    :param images: uint8 ``(N, H, W, C)``.
+    :param image_ids: image word of the noise counter for each image.
+    :param stage: `SEARCH`, `SELECT` or `ESTIMATE`.
+    :param samples: number of noisy copies of each image.
+    :param batch_size: noisy images in one forward pass; does not change the result.
+    :param device: torch device of the noise; does not change the result.
+    :returns: int64 ``(N, classes)``, as many classes as the classifier knows or answered.
+    :raises ArqError: when the answer has another type or shape than stated, or a number leaves the noise counter.
+    """
+    coordinates = images[0].size if len(images) else 1
+    check_fields(seed, stage, image_ids, 0, samples, coordinates)
+    if isinstance(classify, VoteCounter):
+        return classify.count_votes(images, image_ids, table=table, seed=seed, stage=stage, samples=samples)
+    votes = np.zeros((len(images), 0), dtype=np.int64)
+    group, run = max(1, batch_size // max(samples, 1)), min(batch_size, samples)
+    for first in range(0, len(images), group):
+        ids = [int(identity) for identity in image_ids[first : first + group]]
+        pixels = torch.from_numpy(images[first : first + group].astype(np.int16)).to(device)
+        for start in range(0, samples, run):
+            count = min(run, samples - start)
+            drawn = noise(
+                table, seed=seed, stage=stage, image_ids=ids, sample_start=start, sample_count=count,
+                coordinates=coordinates, device=device,
+            )  # fmt: skip
+            noisy = (pixels[:, None] + drawn.view(len(ids), count, *pixels.shape[1:])).flatten(0, 1)
+            classes = classify(noisy)
+            if classes.shape != (len(noisy),) or classes.dtype != torch.int64:
+                raise ArqError(
+                    f"The classifier gave {classes.dtype} {tuple(classes.shape)} for {len(noisy)} images; expected "
+                    "int64 (N,)."
+                )
+            answers = classes.cpu().numpy().reshape(len(ids), count)
+            votes = np.pad(votes, ((0, 0), (0, max(0, int(answers.max()) + 1 - votes.shape[1]))))
+            for row, answer in enumerate(answers):
+                votes[first + row] += np.bincount(answer, minlength=votes.shape[1])
+    return votes
+
+
 def count_classes(
     classify: Classifier, image: NDArray[np.uint8], image_id: int, stage: int, samples: int, settings: SmoothingSettings
 ) -> dict[int, int]:
@@ -111,29 +224,10 @@ def count_classes(
     """
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ArqError(f"Image {image_id} is {image.dtype} of shape {image.shape}; expected uint8 (H, W, C).")
-    table = NoiseTable.for_sigma(settings.sigma)
-    pixels = torch.from_numpy(image.astype(np.int16)).to(settings.device)
-    votes = torch.zeros(0, dtype=torch.int64)
-    for start in range(0, samples, settings.batch_size):
-        count = min(settings.batch_size, samples - start)
-        drawn = noise(
-            table,
-            seed=settings.seed,
-            stage=stage,
-            image_ids=[image_id],
-            sample_start=start,
-            sample_count=count,
-            coordinates=image.size,
-            device=settings.device,
-        )
-        classes = classify(pixels + drawn.reshape(count, *image.shape))
-        if classes.shape != (count,) or classes.dtype != torch.int64:
-            raise ArqError(
-                f"The classifier gave {classes.dtype} {tuple(classes.shape)} for {count} images; expected int64 (N,)."
-            )
-        fresh = torch.bincount(classes.cpu(), minlength=len(votes))
-        fresh[: len(votes)] += votes
-        votes = fresh
+    votes = count_votes(
+        classify, image[None], [image_id], table=NoiseTable.for_sigma(settings.sigma), seed=settings.seed, stage=stage,
+        samples=samples, batch_size=settings.batch_size, device=settings.device,
+    )[0]  # fmt: skip
     return {name: int(count) for name, count in enumerate(votes.tolist()) if count}
 
 

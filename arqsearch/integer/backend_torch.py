@@ -18,6 +18,7 @@ from torch import Tensor
 
 from arqsearch.errors import ArqError
 from arqsearch.integer import ops as O
+from arqsearch.integer.execution import check_pixels
 from arqsearch.integer.probe import checked_conv2d
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.integer.ranges import partial_sum_bound, prove
@@ -73,21 +74,13 @@ class TorchBackend:
 
     @torch.no_grad()
     def run(self, pixels: Any) -> Tensor:
-        """Return logits as int32 ``(N, classes)`` for integer pixels ``(N, H, W, C)``."""
-        x = torch.as_tensor(np.asarray(pixels) if not isinstance(pixels, Tensor) else pixels)
-        spec = self.program.input
-        if x.is_floating_point() or x.ndim != 4 or tuple(x.shape[1:]) != spec.shape:
-            raise ArqError(
-                f"This program takes integer pixels of shape (N, {', '.join(map(str, spec.shape))}); "
-                f"got {x.dtype} {tuple(x.shape)}. Pass the uint8 or int16 image as NHWC."
-            )
+        """Return logits as int32 ``(N, classes)`` for integer pixels ``(N, H, W, C)``.
+
+        :raises ArqError: when type, shape or range do not fit.
+        """
+        x = check_pixels(self.program, pixels)
         if len(x) == 0:
             return torch.empty((0, self.program.num_classes), dtype=torch.int32)
-        if int(x.min()) < spec.lo or int(x.max()) > spec.hi:
-            raise ArqError(
-                f"Pixels span {int(x.min())}..{int(x.max())}, the proofs cover {spec.lo}..{spec.hi}; "
-                "lower the network again for this noise level."
-            )
         return torch.cat([self._run_chunk(part) for part in torch.split(x, self.chunk)])
 
     def _run_chunk(self, pixels: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from arqsearch.integer.ops import Op
 if TYPE_CHECKING:
     import torch
 
+    from arqsearch.integer.execution import Backend
+
 #: Raised whenever the meaning of any operation changes; part of every program hash and record key.
 ARITHMETIC_VERSION = 1
 _HEADER = "arqsearch.program"
@@ -82,20 +84,28 @@ class IntegerProgram:
             digest.update(values.tobytes())
         return digest.hexdigest()
 
-    def run(self, pixels: Any, *, device: str = "cpu") -> torch.Tensor:
-        """Run the exact torch backend.
+    def run(self, pixels: Any, *, device: str = "cpu", backend: str = "auto") -> torch.Tensor:
+        """Run the program exactly; every backend gives the same integers.
 
         :param pixels: integer tensor or array ``(N, H, W, C)`` within the input range.
         :param device: torch device.
+        :param backend: see :meth:`backend`.
         :returns: logits, int32 ``(N, classes)``.
         :raises ArqError: when shape or range do not fit.
         """
-        from arqsearch.integer.backend_torch import TorchBackend
+        return self.backend(device=device, backend=backend).run(pixels)
 
-        backends: dict[str, TorchBackend] = self.__dict__.setdefault("_backends", {})
-        if device not in backends:
-            backends[device] = TorchBackend(self, device=device)
-        return backends[device].run(pixels)
+    def backend(self, *, device: str = "cpu", backend: str = "auto") -> Backend:
+        """What runs this program, compiled at the first call and kept.
+
+        :param device: torch device.
+        :param backend: "native" (C, on the CPU), "torch", or "auto": what ``$ARQSEARCH_BACKEND`` names, else native
+            where it is built, else torch with one warning.
+        :raises ArqError: for an unknown backend, one that cannot run, and when the range proof fails.
+        """
+        from arqsearch.integer.execution import backend_of
+
+        return backend_of(self, device, backend, self.__dict__.setdefault("_backends", {}))
 
     def _structure(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Split into JSON-able integers and arrays, without names and floats."""

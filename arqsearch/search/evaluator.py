@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from arqsearch.certify.intervals import IntervalBounds
-from arqsearch.certify.noise import SEARCH, NoiseTable, noise
-from arqsearch.certify.smoothing import first_argmax
+from arqsearch.certify.noise import SEARCH, NoiseTable
+from arqsearch.certify.smoothing import count_votes as count_class_votes
+from arqsearch.certify.smoothing import program_classifier
 from arqsearch.data import Dataset
 from arqsearch.envs.evaluator import Evaluation
 from arqsearch.integer.lowering import lower
@@ -36,21 +37,14 @@ def count_votes(
 
     :param samples: noise samples for each image, the same for every program.
     """
-    images = torch.from_numpy(dataset.images.astype(np.int16))
-    group = max(1, batch // samples)
-    votes: list[int] = []
-    for start in range(0, len(images), group):
-        block = images[start : start + group]
-        ids = [int(i) for i in dataset.ids[start : start + group]]
-        drawn = noise(
-            table, seed=seed, stage=SEARCH, image_ids=ids, sample_start=0, sample_count=samples,
-            coordinates=block[0].numel(),
-        )  # fmt: skip
-        noisy = (block[:, None] + drawn.view(len(block), samples, *block.shape[1:])).flatten(0, 1)
-        classes = first_argmax(program.run(noisy)).view(len(block), samples)
-        labels = torch.from_numpy(dataset.labels[start : start + group])
-        votes += (classes == labels[:, None]).sum(1).tolist()
-    return votes
+    votes = count_class_votes(
+        program_classifier(program, table.sigma), dataset.images, dataset.ids.tolist(), table=table, seed=seed,
+        stage=SEARCH, samples=samples, batch_size=batch,
+    )  # fmt: skip
+    unseen = max(0, int(dataset.labels.max(initial=-1)) + 1 - votes.shape[1])  # Labels that no copy was given.
+    padded = np.pad(votes, ((0, 0), (0, unseen)))
+    found: list[int] = padded[np.arange(len(padded)), dataset.labels].tolist()
+    return found
 
 
 def score_program(

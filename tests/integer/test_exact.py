@@ -42,7 +42,7 @@ def test_the_interpreter_has_a_rule_for_every_operation() -> None:
 def test_torch_equals_the_interpreter(seed: int) -> None:
     program = random_program(seed)
     pixels = random_pixels(program, seed)
-    got = program.run(pixels)
+    got = TorchBackend(program).run(pixels)
     assert got.dtype == torch.int32
     assert got.tolist() == interpret(program, pixels)
 
@@ -66,8 +66,8 @@ def test_logits_do_not_depend_on_the_batch(seed: int) -> None:
     pixels = random_pixels(program, seed, random_images=6)
     together = TorchBackend(program).run(pixels)
     assert torch.equal(together, TorchBackend(program, chunk=4).run(pixels))
-    assert torch.equal(together, torch.cat([program.run(image[None]) for image in pixels]))
-    assert torch.equal(together.flip(0), program.run(pixels[::-1].copy()))
+    assert torch.equal(together, torch.cat([TorchBackend(program).run(image[None]) for image in pixels]))
+    assert torch.equal(together.flip(0), TorchBackend(program).run(pixels[::-1].copy()))
 
 
 @pytest.mark.parametrize("rounding", O.ROUNDINGS)
@@ -78,7 +78,8 @@ def test_requantization_of_every_accumulator_in_a_range(rounding: O.Rounding, mu
     flat = O.Flatten((1,), 2)
     program = _assemble((op, flat), TensorSpec((1, 1, 1), -400, 400))
     pixels = np.arange(-400, 401).reshape(-1, 1, 1, 1)
-    assert program.run(pixels).tolist() == interpret(program, pixels)
+    for backend in ("torch", "auto"):
+        assert program.run(pixels, backend=backend).tolist() == interpret(program, pixels)
 
 
 def test_sums_beyond_float32_stay_exact() -> None:
@@ -92,7 +93,8 @@ def test_sums_beyond_float32_stay_exact() -> None:
     program = _assemble(ops, TensorSpec((1, 1, 512), -(2**15), 2**15 - 1))
     pixels = np.stack([np.full((1, 1, 512), 2**15 - 1), np.full((1, 1, 512), -(2**15))])
     pixels[0, 0, 0, 1] -= 2
-    assert program.run(pixels).tolist() == interpret(program, pixels)
+    for backend in ("torch", "auto"):
+        assert program.run(pixels, backend=backend).tolist() == interpret(program, pixels)
     assert abs(int(program.run(pixels)[0, 0])) > 2**30
 
 

@@ -1,0 +1,57 @@
+"""Every set of fast kernels gives the sums and results of a naive reference, at the limits of each sum class."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integer.native import build
+
+KERNELS = ("avx2", "avx512", "neon")
+SKIPPED = 77  # the exit status of kernel_harness.c where the processor or the build lacks the instructions
+BUILDS = {
+    "gcc": ("gcc", ("-O3",), 1500),
+    "clang": ("clang", ("-O3",), 1500),
+    "gcc sanitized": ("gcc", ("-O1", *build.SANITIZE), 200),
+    "clang sanitized": ("clang", ("-O1", *build.SANITIZE), 200),
+}
+
+
+def run(executable: Path, kernels: str, count: int, seed: int) -> subprocess.CompletedProcess[str]:
+    command = [str(executable), kernels, str(count), str(seed)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The harness built in one of the ways above, and how many tasks it should do."""
+    name, flags, count = BUILDS[request.param]
+    target = tmp_path_factory.mktemp("kernels") / "kernel_harness"
+    sources = [build.HERE / "kernel_harness.c", *build.runtime_sources()]
+    return build.compile_c(build.compiler(name), target, sources, flags), count
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_random_tasks_equal_the_reference(harness: tuple[Path, int], kernels: str) -> None:
+    executable, count = harness
+    done = run(executable, kernels, count, seed=1)
+    if done.returncode == SKIPPED:
+        pytest.skip(f"no {kernels} kernels on this processor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == f"{count} tasks equal\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_many_random_tasks_equal_the_reference(harness: tuple[Path, int], kernels: str) -> None:
+    executable, count = harness
+    done = run(executable, kernels, 20 * count, seed=2)
+    if done.returncode == SKIPPED:
+        pytest.skip(f"no {kernels} kernels on this processor")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_harness_refuses_an_unknown_name(harness: tuple[Path, int]) -> None:
+    assert run(harness[0], "mmx", 1, 1).returncode == SKIPPED
