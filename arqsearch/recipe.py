@@ -45,12 +45,23 @@ class Model(Section):
 class Objective(Section):
     """The training loss: a smoothing part and an interval part."""
 
-    smoothing: Literal["none", "gaussian", "consistency"] = Field(
+    smoothing: Literal["none", "gaussian", "stability", "consistency", "macer", "smoothadv", "distillation"] = Field(
         "consistency", description="none = clean cross-entropy; noise is the deployed integer noise"
+    )
+    copies: Positive | None = Field(
+        None, description="noisy copies m of each image; default: 1, consistency and smoothadv 2, macer 16"
     )
     consistency: float = Field(10.0, ge=0, description="weight λ of KL(mean ‖ F_i) (Jeong & Shin 2020)")
     entropy: float = Field(0.5, ge=0, description="weight η of the entropy of the mean prediction")
-    copies: Positive = Field(2, description="noisy copies m of each image")
+    stability: float = Field(2.0, ge=0, description="weight λ of CE(clean prediction, noisy) (Li et al. 2019)")
+    macer: float = Field(12.0, ge=0, description="weight λ of the radius hinge (Zhai et al. 2020)")
+    macer_margin: float = Field(8.0, gt=0, description="hinge γ of MACER, in units of σ/2")
+    macer_temperature: float = Field(16.0, gt=0, description="softmax factor β of MACER")
+    attack_radius: float = Field(0.25, gt=0, description="SmoothAdv: L2 radius of the attack, in [0,1] pixels")
+    attack_steps: Positive = Field(2, description="SmoothAdv: gradient steps of the attack")
+    distillation: float = Field(
+        0.0, ge=0, description="weight of the squared distance to the teacher's softmax on the same noisy images"
+    )
     interval: float = Field(
         0.0, ge=0, le=1, description="final weight κ of worst-case cross-entropy from interval bounds"
     )
@@ -69,6 +80,12 @@ class Train(Section):
     augment: Literal["none", "crop", "crop-flip"] = Field("none", description="random shifts by up to 1/8, flips")
     freeze_batch_norm: float = Field(0.7, ge=0, le=1, description="part of training after which statistics are frozen")
     objective: Objective = Field(default_factory=Objective)
+    start: str | None = Field(None, description="weights the base starts from; default: random")
+    teacher: str | None = Field(None, description="float weights that distillation follows; default: the base")
+    device: Literal["auto", "cpu", "cuda"] = Field("cpu", description="auto = a GPU if there is one")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of matrix products; float16 needs a GPU"
+    )
 
 
 class Quantize(Section):
@@ -164,7 +181,7 @@ class Certify(Section):
 class Export(Section):
     """Artefacts written by `arqsearch run`."""
 
-    formats: list[Literal["onnx", "qdq", "config"]] = Field(default=["onnx", "qdq", "config"])
+    formats: list[Literal["onnx", "qdq", "config", "c"]] = Field(default=["onnx", "qdq", "config"])
 
 
 class Recipe(Section):

@@ -10,19 +10,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.network import QuantizedNet
-from arqsearch.quantize.objectives import objective_loss
+from arqsearch.quantize.objectives import needs_teacher, objective_loss
 from arqsearch.quantize.quantizers import LogAdam
+from arqsearch.quantize.ranks import Ranks
 from arqsearch.recipe import Train
 
 #: Assignments to train in a step, given the step's generator.
@@ -46,43 +48,89 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_step: OnStep | None = None,
+    teacher: nn.Module | None = None,
 ) -> None:
-    """Train a network in place; leaves it in eval mode.
+    """Train a network in place; leaves it in eval mode, on the device it came from.
 
     In float mode (``net.quantized`` False) the base network is trained; otherwise the fake-quantized
-    one, at its current bit-widths or at those that `choose` returns for each step.
+    one, at its current bit-widths or at those that `choose` returns for each step. Started by
+    ``torchrun``, every process calls this and takes its share of each batch.
 
     :param images: uint8 ``(N, H, W, C)``.
     :param labels: ``(N,)``.
     :param sigma: noise level in the unit of [0,1] pixels.
     :param seed: with `settings` it fixes every random choice.
     :param checkpoint: file that makes the run resumable; removed by the caller when done.
-    :raises ArqError: when the loss is no longer finite, or the checkpoint is of another run.
+    :param teacher: float network that distillation follows.
+    :raises ArqError: when the loss is no longer finite, the checkpoint is of another run, the device is
+        missing, or distillation has no teacher.
     """
+    ranks, home = Ranks.current(), next(net.parameters()).device
+    if needs_teacher(settings.objective) and teacher is None:
+        raise ArqError("The objective distils, but there is no teacher; name its float weights in teacher=...")
+    device = training_device(settings)
+    net.to(device)
+    if teacher is not None:
+        teacher.to(device).eval()
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     total = round(settings.epochs * steps_per_epoch)
     optimizers = _optimizers(net, settings)
-    done = _resume(net, optimizers, checkpoint, total)
-    saved, average = time.monotonic(), 0.0
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+    done = _resume(net, optimizers, scaler, checkpoint, total)
+    ranks.copy_first(net)
+    loop = _Step(
+        net, optimizers, scaler, images, labels, settings, sigma, seed, steps_per_epoch, choose, teacher, ranks
+    )
+    saved, average, frozen = time.monotonic(), 0.0, False
     net.train()
     for step in range(done, total):
         progress = step / total
         if progress >= settings.freeze_batch_norm:
+            if not frozen:
+                ranks.average_statistics(net)
             net.freeze_batch_norm()
+            frozen = True
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):
             group["lr"] = group["peak"] * schedule(progress)
-        loss = _step(net, optimizers, images, labels, settings, sigma, seed, step, steps_per_epoch, progress, choose)
+        loss = loop.run(step, progress)
         if not math.isfinite(loss):
             raise ArqError(
                 f"The loss is not finite at step {step} of {total}; lower the learning rate ({settings.lr})."
             )
         average = loss if step == done else 0.98 * average + 0.02 * loss
-        if on_step is not None:
+        if on_step is not None and ranks.first:
             on_step(step + 1, total, average)
-        if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-            _save(net, optimizers, checkpoint, step + 1, total)
+        if checkpoint is not None and _time_to_save(ranks, device, saved, checkpoint_seconds):
+            ranks.average_statistics(net)
+            if ranks.first:
+                _save(net, optimizers, scaler, checkpoint, step + 1, total)
             saved = time.monotonic()
-    net.eval()
+    ranks.average_statistics(net)
+    net.eval().to(home)
+
+
+def training_device(settings: Train) -> torch.device:
+    """The device that the settings ask for.
+
+    :raises ArqError: when there is no such device, or it cannot train in the asked precision.
+    """
+    gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not gpu:
+        raise ArqError("device = cuda, but torch finds no GPU here; use device=auto or device=cpu.")
+    device = torch.device("cuda" if gpu and settings.device != "cpu" else "cpu")
+    if settings.precision == "float16" and device.type == "cpu":
+        raise ArqError("precision = float16 needs a GPU; on a CPU use float32 (fastest there) or bfloat16.")
+    return device
+
+
+def _time_to_save(ranks: Ranks, device: torch.device, saved: float, seconds: float) -> bool:
+    """Whether a checkpoint is due by the clock of rank 0, so that all processes agree."""
+    due = time.monotonic() - saved > seconds
+    if ranks.size == 1:
+        return due
+    flag = torch.tensor(float(due), device=device)
+    torch.distributed.broadcast(flag, 0)
+    return bool(flag.item())
 
 
 def schedule(progress: float) -> float:
@@ -104,44 +152,72 @@ def augment(pixels: Tensor, mode: str, generator: torch.Generator) -> Tensor:
     count, _, height, width = pixels.shape
     reach = max(1, height // 8)
     padded = F.pad(pixels, (reach,) * 4)
-    rows = torch.randint(0, 2 * reach + 1, (count,), generator=generator)
-    columns = torch.randint(0, 2 * reach + 1, (count,), generator=generator)
-    row = (rows[:, None] + torch.arange(height))[:, None, :, None]
-    column = (columns[:, None] + torch.arange(width))[:, None, None, :]
-    batch = torch.arange(count)[:, None, None, None]
-    channel = torch.arange(pixels.shape[1])[None, :, None, None]
+    device = pixels.device
+    rows = torch.randint(0, 2 * reach + 1, (count,), generator=generator, device=device)
+    columns = torch.randint(0, 2 * reach + 1, (count,), generator=generator, device=device)
+    row = (rows[:, None] + torch.arange(height, device=device))[:, None, :, None]
+    column = (columns[:, None] + torch.arange(width, device=device))[:, None, None, :]
+    batch = torch.arange(count, device=device)[:, None, None, None]
+    channel = torch.arange(pixels.shape[1], device=device)[None, :, None, None]
     shifted = padded[batch, channel, row, column]
     if mode == "crop-flip":
-        flip = torch.rand(count, generator=generator) < 0.5
+        flip = torch.rand(count, generator=generator, device=device) < 0.5
         shifted = torch.where(flip[:, None, None, None], shifted.flip(3), shifted)
     return shifted.contiguous(memory_format=torch.channels_last)
 
 
-def _step(
-    net: QuantizedNet, optimizers: list[torch.optim.Optimizer], images: np.ndarray, labels: np.ndarray, settings: Train,
-    sigma: float, seed: int, step: int, steps_per_epoch: int, progress: float, choose: ChooseBitWidths | None,
-) -> float:  # fmt: skip
-    epoch, position = divmod(step, steps_per_epoch)
-    order = np.random.default_rng((seed, epoch, 1)).permutation(len(images))
-    batch = order[position * settings.batch_size : (position + 1) * settings.batch_size]
-    generator = torch.Generator().manual_seed((seed << 32) + step)
-    pixels = augment(to_pixels(images[batch]), settings.augment, generator)
-    targets = torch.from_numpy(labels[batch])
-    device = next(net.parameters()).device
-    pixels, targets = pixels.to(device), targets.to(device)
-    chosen = choose(step, np.random.default_rng((seed, step, 2))) if choose is not None else [net.bitwidths]
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for bitwidths in chosen:
-        net.set_bitwidths(bitwidths)
-        loss = objective_loss(net, pixels, targets, settings.objective, sigma, progress, generator) / len(chosen)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    torch.nn.utils.clip_grad_norm_([p for group in optimizers[0].param_groups for p in group["params"]], 5.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    return total
+@dataclass(frozen=True)
+class _Step:
+    """What every step of one training shares."""
+
+    net: QuantizedNet
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    images: np.ndarray
+    labels: np.ndarray
+    settings: Train
+    sigma: float
+    seed: int
+    steps_per_epoch: int
+    choose: ChooseBitWidths | None
+    teacher: nn.Module | None
+    ranks: Ranks
+
+    def run(self, step: int, progress: float) -> float:
+        """One update; returns the loss of this process's share."""
+        net, settings = self.net, self.settings
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.images))
+        picked = torch.from_numpy(order[position * settings.batch_size : (position + 1) * settings.batch_size])
+        batch = self.ranks.share(picked).numpy()
+        device = next(net.parameters()).device
+        generator = torch.Generator(device).manual_seed((self.seed << 32) + step + (self.ranks.rank << 56))
+        pixels = augment(to_pixels(self.images[batch]).to(device), settings.augment, generator)
+        targets = torch.from_numpy(self.labels[batch]).to(device)
+        chosen = [net.bitwidths]
+        if self.choose is not None:
+            chosen = list(self.choose(step, np.random.default_rng((self.seed, step, 2))))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision)
+        for bitwidths in chosen:
+            net.set_bitwidths(bitwidths)
+            with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                loss = objective_loss(
+                    net, pixels, targets, settings.objective, self.sigma, progress, generator, self.teacher
+                )
+            loss = loss / len(chosen)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        self.ranks.average_gradients(net)
+        torch.nn.utils.clip_grad_norm_([p for group in self.optimizers[0].param_groups for p in group["params"]], 5.0)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return total
 
 
 def _optimizers(net: QuantizedNet, settings: Train) -> list[torch.optim.Optimizer]:
@@ -161,18 +237,25 @@ def _optimizers(net: QuantizedNet, settings: Train) -> list[torch.optim.Optimize
     return [main, LogAdam([{"params": steps, "peak": STEP_LR}], STEP_LR)] if net.quantized else [main]
 
 
-def _save(net: QuantizedNet, optimizers: list[torch.optim.Optimizer], path: Path, step: int, total: int) -> None:
+def _save(
+    net: QuantizedNet, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler, path: Path, step: int,
+    total: int,
+) -> None:  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save({"net": net.state_dict(), "optimizers": states, "step": step, "total": total}, partial)
+    state = {"net": net.state_dict(), "optimizers": states, "scaler": scaler.state_dict(), "step": step, "total": total}
+    torch.save(state, partial)
     os.replace(partial, path)
 
 
-def _resume(net: QuantizedNet, optimizers: list[torch.optim.Optimizer], path: Path | None, total: int) -> int:
+def _resume(
+    net: QuantizedNet, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler, path: Path | None,
+    total: int,
+) -> int:  # fmt: skip
     if path is None or not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
     if state["total"] != total:
         raise ArqError(
             f"{path} belongs to a training of {state['total']} steps, this one has {total}; delete it to start over."
@@ -180,4 +263,5 @@ def _resume(net: QuantizedNet, optimizers: list[torch.optim.Optimizer], path: Pa
     net.load_state_dict(state["net"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+    scaler.load_state_dict(state["scaler"])
     return int(state["step"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from arqsearch.quantize.ranks import Ranks
 from arqsearch.recipe import Recipe
 from arqsearch.search import certification, delivery, reporting, stages
 from arqsearch.search.executor import OnProgress
@@ -26,25 +27,54 @@ def timed(recipe: Recipe, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path = recipe.run_dir / "timings.json"
-        seconds = json.loads(path.read_text()) if path.is_file() else {}
-        stages.write_json(path, {**seconds, stage: seconds.get(stage, 0.0) + time.perf_counter() - start})
+        if Ranks.current().first:
+            path = recipe.run_dir / "timings.json"
+            seconds = json.loads(path.read_text()) if path.is_file() else {}
+            stages.write_json(path, {**seconds, stage: seconds.get(stage, 0.0) + time.perf_counter() - start})
 
 
 def train(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network."""
-    Workspace(recipe).save_recipe()
+    _begin(recipe)
     with timed(recipe, "train"):
         stages.train_base(recipe, on_progress)
     return {"run": str(recipe.run_dir), "base": str(Workspace(recipe).base_weights())}
 
 
+def train_shared(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Base network, if missing, and the weights that score candidates."""
+    outcome = train(recipe, on_progress)
+    with timed(recipe, "weights for scoring"):
+        stages.prepare_weights(recipe, on_progress)
+    return {**outcome, "shared": str(Workspace(recipe).shared_path)}
+
+
+def finetune(recipe: Recipe, on_progress: OnProgress) -> Outcome:
+    """Fine-tuned networks and their integer programs, after a search."""
+    _begin(recipe)
+    with timed(recipe, "fine-tune"):
+        found = stages.finetune(recipe, on_progress)
+    return {"run": str(recipe.run_dir), "networks": found}
+
+
+#: What ``arqsearch train`` can train; each also under ``torchrun``.
+TRAININGS: dict[str, Callable[[Recipe, OnProgress], Outcome]] = {
+    "base": train, "shared": train_shared, "finetune": finetune,
+}  # fmt: skip
+
+
+def _begin(recipe: Recipe) -> None:
+    """Store the recipe in the run folder; of several ``torchrun`` processes the first one does."""
+    ranks = Ranks.current()
+    if ranks.first:
+        Workspace(recipe).save_recipe()
+    ranks.wait()
+
+
 def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network, if missing, and bit-widths."""
     stages.check_search(recipe)
-    train(recipe, on_progress)
-    with timed(recipe, "weights for scoring"):
-        stages.prepare_weights(recipe, on_progress)
+    train_shared(recipe, on_progress)
     with timed(recipe, "search"):
         chosen = stages.search(recipe, on_progress)
     return {"run": str(recipe.run_dir), "bitwidths": {name: bits.to_json() for name, bits in chosen.items()}}
@@ -52,9 +82,7 @@ def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
 
 def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Fine-tuned networks, integer programs and certificates."""
-    Workspace(recipe).save_recipe()
-    with timed(recipe, "fine-tune"):
-        stages.finetune(recipe, on_progress)
+    finetune(recipe, on_progress)
     with timed(recipe, "certify"):
         rows = certification.certify(recipe, on_progress)
     shown = [{_heading(key): value for key, value in row.items() if _heading(key)} for row in rows]
@@ -86,5 +114,5 @@ def run(recipe: Recipe, on_progress: OnProgress) -> Outcome:
 
 
 STAGES: dict[str, Callable[[Recipe, OnProgress], Outcome]] = {
-    "train": train, "search": search, "certify": certify, "report": report, "run": run,
+    **TRAININGS, "search": search, "certify": certify, "report": report, "run": run,
 }  # fmt: skip

@@ -24,8 +24,10 @@ from arqsearch.policies.random_search import sample_feasible
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import total_cost
 from arqsearch.quantize.network import QuantizedNet
+from arqsearch.quantize.objectives import needs_teacher
+from arqsearch.quantize.ranks import Ranks
 from arqsearch.quantize.training import OnStep, train
-from arqsearch.recipe import Recipe
+from arqsearch.recipe import Recipe, Train
 from arqsearch.search import terms as reward_terms
 from arqsearch.search.evaluator import ProgramEvaluator
 from arqsearch.search.executor import LocalExecutor, OnProgress, Task, use_threads
@@ -49,15 +51,27 @@ def train_base(recipe: Recipe, on_progress: OnProgress) -> Path:
     if recipe.model.weights is not None or space.base_path.is_file():
         return space.base_weights()
     use_threads(1)
-    net = space.net()
-    data, checkpoint = space.train_set, space.dir / "base.checkpoint"
-    on_step = _on_step("train base", on_progress)
+    net = space.net(space.find_weights(recipe.train.start) if recipe.train.start else None)
+    data, checkpoint, ranks = space.train_set, space.dir / "base.checkpoint", Ranks.current()
     train(
-        net, data.images, data.labels, recipe.train, recipe.sigma, recipe.seed, checkpoint=checkpoint, on_step=on_step
-    )
-    models.save_weights(net.source, space.base_path, {"recipe": recipe.name, "sigma": str(recipe.sigma)})
-    checkpoint.unlink(missing_ok=True)
+        net, data.images, data.labels, recipe.train, recipe.sigma, recipe.seed, checkpoint=checkpoint,
+        on_step=_on_step("train base", on_progress), teacher=teacher(space, recipe.train),
+    )  # fmt: skip
+    if ranks.first:
+        models.save_weights(net.source, space.base_path, {"recipe": recipe.name, "sigma": str(recipe.sigma)})
+        checkpoint.unlink(missing_ok=True)
+    ranks.wait()
     return space.base_path
+
+
+def teacher(space: Workspace, settings: Train) -> QuantizedNet | None:
+    """The float network that a training's distillation follows: the named weights, else the base."""
+    if not needs_teacher(settings.objective):
+        return None
+    named = settings.teacher
+    if named is None and settings is space.recipe.train:
+        raise ArqError("The base distils, but from whom? Name the float weights of a teacher in train.teacher.")
+    return space.net(space.find_weights(named) if named else space.base_weights())
 
 
 def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
@@ -84,10 +98,12 @@ def prepare_weights(recipe: Recipe, on_progress: OnProgress) -> Path:
         on_step = _on_step("train shared weights", on_progress)
         train(
             net, data.images, data.labels, recipe.evaluate.training, recipe.sigma, recipe.seed, choose=choose,
-            checkpoint=checkpoint, on_step=on_step,
+            checkpoint=checkpoint, on_step=on_step, teacher=teacher(space, recipe.evaluate.training),
         )  # fmt: skip
-        save_state(net, space.shared_path)
-        checkpoint.unlink(missing_ok=True)
+        if Ranks.current().first:
+            save_state(net, space.shared_path)
+            checkpoint.unlink(missing_ok=True)
+        Ranks.current().wait()
     else:
         save_state(net, space.shared_path)
     return space.shared_path
@@ -226,10 +242,12 @@ def finetune_network(recipe: Recipe, name: str, on_progress: OnProgress) -> str:
         data, checkpoint = space.train_set, folder / "checkpoint"
         train(
             net, data.images, data.labels, recipe.finetune, recipe.sigma, recipe.seed, checkpoint=checkpoint,
-            on_step=_on_step(f"fine-tune {name}", on_progress),
+            on_step=_on_step(f"fine-tune {name}", on_progress), teacher=teacher(space, recipe.finetune),
         )  # fmt: skip
-        save_state(net, weights)
-        checkpoint.unlink(missing_ok=True)
+        if Ranks.current().first:
+            save_state(net, weights)
+            checkpoint.unlink(missing_ok=True)
+        Ranks.current().wait()
     net.eval()
     if name == FLOAT:
         return state_hash(net.state_dict())
@@ -240,7 +258,8 @@ def finetune_network(recipe: Recipe, name: str, on_progress: OnProgress) -> str:
         "network": name,
     }
     program = lower(net, noise_limit=space.table.hi, metadata=metadata)
-    program.save(program_path)
+    if Ranks.current().first:
+        program.save(program_path)
     return program.hash
 
 
@@ -249,7 +268,9 @@ def finetune(recipe: Recipe, on_progress: OnProgress) -> dict[str, str]:
     if not Workspace(recipe).shared_path.is_file():
         raise ArqError(f"Nothing was searched in {recipe.run_dir}; run `arqsearch search` first.")
     tasks = [Task(name, finetune_network, (recipe, name)) for name in compared(recipe)]
-    return LocalExecutor(recipe.workers).map(tasks, on_progress)
+    # The processes of torchrun train one network together, one after the other.
+    workers = recipe.workers if Ranks.current().size == 1 else 1
+    return LocalExecutor(workers).map(tasks, on_progress)
 
 
 def write_json(path: Path, value: Any) -> None:

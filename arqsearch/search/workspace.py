@@ -17,7 +17,7 @@ from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import Budget
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
-from arqsearch.quantize.objectives import integer_noise
+from arqsearch.quantize.smoothing_losses import integer_noise
 from arqsearch.quantize.training import to_pixels
 from arqsearch.recipe import Recipe, dump_recipe, load_recipe
 from arqsearch.search.record import Record
@@ -178,16 +178,26 @@ class Workspace:
         :raises ArqError: when it was neither given nor trained yet.
         """
         given = self.recipe.model.weights
-        if given is None:
-            places = [self.base_path]
-        else:
-            path = Path(given).expanduser()
-            places = [path] if path.is_absolute() else [path, datasets.data_root() / path]
+        if given is not None:
+            return self.find_weights(given)
+        if not self.base_path.is_file():
+            raise ArqError(
+                f"No base weights at {self.base_path}; run `arqsearch train` first, or set model.weights to a file."
+            )
+        return self.base_path
+
+    def find_weights(self, named: str) -> Path:
+        """A weights file that the recipe names, from the current folder or the data root.
+
+        :raises ArqError: when there is none.
+        """
+        path = Path(named).expanduser()
+        places = [path] if path.is_absolute() else [path, datasets.data_root() / path]
         for place in places:
             if place.is_file():
                 return place
         looked = " or ".join(map(str, places))
-        raise ArqError(f"No base weights at {looked}; run `arqsearch train` first, or set model.weights to a file.")
+        raise ArqError(f"No weights at {looked}; name a safetensors (or .pt) file, or set $ARQSEARCH_DATA.")
 
     def calibration_pixels(self) -> list[torch.Tensor]:
         """Noisy training images in grey levels, as the deployed network sees them."""

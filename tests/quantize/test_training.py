@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,9 @@ import torch
 from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
-from arqsearch.quantize.objectives import consistency_loss, integer_noise
 from arqsearch.quantize.quantizers import LogAdam
-from arqsearch.quantize.training import augment, schedule, train
+from arqsearch.quantize.smoothing_losses import consistency_loss, integer_noise
+from arqsearch.quantize.training import augment, schedule, train, training_device
 from arqsearch.recipe import Objective, Train
 from arqsearch.search.weights import state_hash
 from tests.quantize.nets import Plain, build
@@ -116,3 +119,47 @@ def test_schedule_and_augmentation() -> None:
     assert shifted.shape == pixels.shape
     assert set(shifted.flatten().tolist()) <= set(pixels.flatten().tolist())
     assert torch.equal(augment(pixels, "none", torch.Generator()), pixels)
+
+
+def test_precision_and_device_are_checked() -> None:
+    with pytest.raises(ArqError, match="float16 needs a GPU"):
+        training_device(Train(precision="float16", device="cpu"))  # type: ignore[call-arg]
+    if not torch.cuda.is_available():
+        with pytest.raises(ArqError, match="no GPU"):
+            training_device(Train(device="cuda"))  # type: ignore[call-arg]
+    assert training_device(Train(device="cpu")).type == "cpu"  # type: ignore[call-arg]
+
+
+def test_mixed_precision_trains_close_to_float32() -> None:
+    results = []
+    for precision in ("float32", "bfloat16"):
+        net = network()
+        net.quantized = False
+        train(net, IMAGES, LABELS, SETTINGS.model_copy(update={"precision": precision, "epochs": 1.0}), 0.1)
+        results.append(torch.cat([p.flatten() for p in net.parameters()]).detach())
+    assert not torch.equal(*results)
+    torch.testing.assert_close(results[0], results[1], rtol=0.0, atol=0.05)
+
+
+@pytest.mark.parametrize("quantized", ["quantized", pytest.param("", marks=pytest.mark.slow)])
+def test_two_processes_train_one_network(tmp_path: Path, quantized: str) -> None:
+    """`torchrun` with gloo: both ranks end with the same weights, near those of one process; a kill resumes."""
+
+    def launch(ranks: int, stop: int = 0) -> list[dict[str, torch.Tensor]]:
+        port = str(20000 + os.getpid() % 20000 + ranks)
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+        script = [str(Path(__file__).parent / "train_ranks.py"), str(tmp_path / f"{ranks}"), str(stop), quantized]
+        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=240)
+        assert (done.returncode == 0) == (stop == 0), done.stderr[-2000:]
+        return [] if stop else [torch.load(tmp_path / f"{ranks}.rank{r}", weights_only=True) for r in range(ranks)]
+
+    launch(2, stop=4)
+    assert (tmp_path / "2.checkpoint").is_file()
+    first, second = launch(2)
+    (alone,) = launch(1)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        if value.is_floating_point():
+            torch.testing.assert_close(value, alone[name], rtol=0.05, atol=0.05)
