@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arqsearch.benchmarks.cli import app as bench_app
 from arqsearch.errors import ArqError
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(bench_app, name="bench")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="Recipe file, name of a packaged recipe, or run folder.", metavar="RECIPE|RUN")
@@ -86,9 +89,19 @@ def init(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Train the base network (or check the given weights)."""
-    _run("train", recipe, overrides, as_json)
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    what: Annotated[str, typer.Option(help="base, shared (the weights that score candidates) or finetune.")] = "base",
+    as_json: Json = False,
+) -> None:
+    """Train the base network (or check the given weights); also under torchrun, on several GPUs."""
+    from arqsearch.errors import nearest
+    from arqsearch.search.pipeline import TRAININGS
+
+    if what not in TRAININGS:
+        raise ArqError(f"There is no training {what!r}. {nearest(what, TRAININGS)}")
+    _run(what, recipe, overrides, as_json)
 
 
 @app.command()
@@ -112,11 +125,11 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = Fal
 @app.command()
 def export(
     run: RunArgument,
-    format: Annotated[str, typer.Option("--format", "-f", help="onnx, qdq or config.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, qdq, config or c.")] = "onnx",
     network: Network = "found",
     as_json: Json = False,
 ) -> None:
-    """Write the integer network as strict ONNX, as QDQ ONNX, or its quantization config."""
+    """Write the integer network as strict ONNX, as QDQ ONNX, as a C99 package, or its quantization config."""
     from arqsearch.recipe import load_recipe
     from arqsearch.search import delivery
 
@@ -138,11 +151,17 @@ def apply(
 
 @app.command()
 def verify(
-    run: Annotated[str, typer.Argument(help="Run folder, or one certificate file in it.", metavar="RUN|CERTIFICATE")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, one certificate file in it, or an export: folder, C package or ONNX file.",
+            metavar="RUN|CERTIFICATE|EXPORT",
+        ),
+    ],
     images: Annotated[int, typer.Option(help="Certified images to recompute for each network; 0 for all.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Recompute certificates, and run the exported ONNX against the integer program, logit by logit."""
+    """Recompute certificates, and run exports against the integer program, logit by logit."""
     from arqsearch.search import delivery
 
     _print(delivery.verify(run, images), as_json)

@@ -2,8 +2,10 @@
 
 ``python -m arqsearch.benchmarks.results collect runs/digits`` writes ``results/<recipe>-<hardware>.csv`` (the compared
 networks) and ``results/<recipe>-<hardware>-search.csv`` (the policies). ``... render`` rewrites what stands between
-``<!-- results:<recipe> -->`` and ``<!-- /results -->`` in README.md and docs/results.md from the files in ``results/``:
-no figure there is typed by hand. ``results:<recipe>:search`` and ``results:<recipe>:time`` ask for the other tables.
+``<!-- results:<recipe> -->`` and ``<!-- /results -->`` in README.md and docs/ from the files in ``results/``: no figure
+there is typed by hand. ``results:<recipe>:search`` and ``results:<recipe>:time`` ask for the other tables of a run,
+``results:integer-speed:rates`` and ``results:integer-speed:milliseconds`` for those of ``arqsearch bench
+integer-speed``.
 """
 
 from __future__ import annotations
@@ -20,15 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arqsearch.benchmarks.speed_table import Row, milliseconds_table, rates_table
 from arqsearch.errors import ArqError
-
-#: A row of a CSV file; absent cells are left out.
-Row = dict[str, str]
 
 FOLDER = "results"
 SEARCH_SUFFIX = "-search.csv"
 #: Files whose marked blocks are rewritten, relative to the repository.
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/benchmarks.md")
 ABSENT = "*No measurement is committed yet.*"
 _SECONDS = "seconds:"
 _BLOCK = re.compile(r"(<!-- results:([\w.-]+)(?::(\w+))? -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
@@ -258,7 +258,7 @@ def time_table(rows: Sequence[Row]) -> str:
     return f"{_caption(rows[0])}\n\n{table.markdown()}"
 
 
-_PARTS = {"search": search_table, "time": time_table}
+_PARTS = {"search": search_table, "time": time_table, "rates": rates_table, "milliseconds": milliseconds_table}
 
 
 def _caption(row: Row) -> str:
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="write the CSVs of a finished run")
     collecting.add_argument("run", help="run folder")
-    commands.add_parser("render", help="fill the tables of README.md and docs/results.md")
+    commands.add_parser("render", help="fill the tables of README.md and docs")
     given = parser.parse_args(arguments)
     try:
         paths = collect(given.run, given.root) if given.command == "collect" else render(given.root)

@@ -73,7 +73,11 @@ def test_commands_exist_with_their_options_and_recipe_keys(page: Path) -> None:
             assert name == "--help", shown
             continue
         assert name in commands, shown
-        options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help", "-h"}
+        command = commands[name]
+        while hasattr(command, "commands") and arguments:
+            assert arguments[0] in command.commands, shown
+            command, *arguments = command.commands[arguments[0]], *arguments[1:]
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}
         assert {word for word in arguments if word.startswith("-")} <= options, shown
         if name in {"run", "train", "search", "certify"}:
             positional = [word for word in arguments if not word.startswith("-")]

@@ -1,0 +1,109 @@
+"""``arqsearch bench …``: what is measured by hand or by `make results-…`, each command ending in one JSON line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from arqsearch.benchmarks.integer_speed import Measurement
+
+app = typer.Typer(
+    name="bench",
+    help="Measure: the last line of the output is one JSON object.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+#: Exit code when a logit of ours is wrong.
+MISMATCH = 1
+
+
+@app.callback()
+def bench() -> None:
+    """Measure: the last line of the output is one JSON object."""
+    # A callback keeps the command's name where there is only one command.
+
+
+@app.command()
+def integer_speed(
+    quick: Annotated[bool, typer.Option("--quick", help="32x32 networks, smaller batches; under 50 s.")] = False,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="resnet20, mobilenetv2, resnet50_224 or mobilenetv2_224; repeat for several."),
+    ] = None,
+    isa: Annotated[
+        str, typer.Option(help="Instruction set: auto, portable, avx2, avx512 or neon; avx2 limits the peers too.")
+    ] = "auto",
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of timing; default 15, or 7 with --quick.")] = None,
+    multiplier: Annotated[
+        str, typer.Option(help="Requantization multipliers of the integer programs: 15, 31 or pow2.")
+    ] = "15",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file, or a folder, where the file gets its own name.")
+    ] = None,
+) -> None:
+    """Images per second of the integer engine, PyTorch, onnxruntime and OpenVINO, on one thread."""
+    from typing import get_args
+
+    from arqsearch.benchmarks import environment
+    from arqsearch.errors import ArqError, nearest
+
+    environment.relaunch(isa)
+    # From here on in a process whose environment is right: only now come the libraries that read it.
+    from arqsearch.benchmarks import integer_speed as speed
+    from arqsearch.benchmarks.contenders import require_isa
+    from arqsearch.benchmarks.networks import select
+    from arqsearch.progress import ProgressReporter
+    from arqsearch.quantize.network import Multiplier
+
+    kinds = {str(kind): kind for kind in get_args(Multiplier)}
+    if multiplier not in kinds:
+        raise ArqError(f"No multiplier {multiplier!r}. {nearest(multiplier, kinds)}")
+    require_isa(isa)
+    specs, facts, measured = select(network or [], quick), speed.machine(isa) | {"multiplier": multiplier}, []
+    if facts["engine"] != "native":
+        typer.echo("The native engine is not built: ours runs on the torch backend, which is slower.", err=True)
+    turns = rounds or (speed.QUICK_ROUNDS if quick else speed.ROUNDS)
+    with ProgressReporter() as progress:
+        for spec in specs:
+            found = speed.measure(
+                spec, speed.lineup(isa), turns, progress, batch=spec.quick_batch if quick else None,
+                seconds=speed.QUICK_SECONDS if quick and rounds is None else float("inf"), multiplier=kinds[multiplier],
+            )  # fmt: skip
+            measured.append(found)
+    for found in measured:
+        _show(found)
+    if output is not None:
+        path = speed.csv_path(output, facts)
+        speed.write_rows(speed.rows(measured, facts), path)
+        typer.echo(f"Wrote {path}")
+    outcome = speed.summary(measured, facts)
+    typer.echo(json.dumps(outcome, ensure_ascii=False))
+    if outcome["mismatches"]:
+        typer.echo(f"{outcome['mismatches']} logits differ from the reference backend.", err=True)
+        raise typer.Exit(MISMATCH)
+
+
+def _show(found: Measurement) -> None:
+    """Print one network's table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from arqsearch.benchmarks import integer_speed as speed
+
+    spec, turns = found.spec, max(map(len, found.table.values()), default=0)
+    title = f"{spec.title} {spec.resolution}x{spec.resolution}, batch {found.batch}, median of {turns} rounds"
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left")
+    headings = ("contender", "images/s", "spread", "× torch best", "ms/image", "GMAC/s", "isa", "how")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if 1 <= index <= 5 else "left", no_wrap=index < 7)
+    for line in speed.table_lines(found):
+        table.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for name, reason in found.absent.items():
+        typer.echo(f"{name}: not run, {reason}")
