@@ -89,6 +89,39 @@ def integer_speed(
         raise typer.Exit(MISMATCH)
 
 
+@app.command()
+def certify_speed(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="100 images, no full run of the fixed rule; under 50 s.")
+    ] = False,
+    sigma: Annotated[float, typer.Option(help="Noise level in [0,1] pixels: 0.25 or 0.5.")] = 0.5,
+    images: Annotated[int, typer.Option(min=1, help="Test images.")] = 100,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the CSV files, such as results.")
+    ] = None,
+) -> None:
+    """Time to decide r = sigma: Cohen's protocol in PyTorch, and the integer program by each rule, on one thread."""
+    import tempfile
+
+    from arqsearch.benchmarks import environment
+
+    environment.relaunch("auto")
+    from arqsearch.benchmarks import certify_speed as speed
+    from arqsearch.progress import ProgressReporter
+
+    with ProgressReporter() as progress, tempfile.TemporaryDirectory() as folder:
+        item = speed.subject(sigma, images, Path(folder))
+        outcome = speed.measure(item, 3 if quick else 9, progress, full=not quick)
+        if output is not None:
+            rows = speed.growth(item, (0.0, 0.25, 0.5, 1.0, 1.5, 2.0), progress)
+            name = f"{speed.RECIPE}-{outcome['hardware']}-s{round(100 * sigma):03d}"
+            speed.write_rows([{"recipe": speed.RECIPE, **row} for row in rows], output / f"{name}-growth.csv")
+            flat = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in outcome.items()}
+            speed.write_rows([{"recipe": speed.RECIPE, **flat}], output / f"{name}.csv")
+            typer.echo(f"Wrote {output / name}.csv and {output / name}-growth.csv")
+    typer.echo(json.dumps(outcome, ensure_ascii=False))
+
+
 def _show(found: Measurement) -> None:
     """Print one network's table."""
     from rich.console import Console
