@@ -25,6 +25,8 @@ from arqsearch.errors import ArqError
 
 #: Bounds on probabilities are multiples of 2**-40, rounded to the safe side.
 _BITS = 40
+#: Radii in units of σ are looked for up to here: 50 digits no longer tell Φ of it from 1.
+_LARGEST = 14
 _Real: TypeAlias = Any  # An mpmath number; the package has no types.
 
 
@@ -121,8 +123,8 @@ def incremental_radius(bound: int, sigma: float, d_tau: float) -> Decimal | None
 
     if not certified(0):
         return None
-    low, high = 0, 1
-    while certified(high):
+    low, high, most = 0, 1, int(_LARGEST * sigma / float(RADIUS_STEP))
+    while high < most and certified(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,8 +1,9 @@
 """The two-class bound: a second, larger radius from the runner-up's votes, reported beside the standard one.
 
 With p_A a lower bound on the top class and p_B an upper bound on every other, Cohen et al. (ICML 2019, Theorem 1)
-certify (σ/2)·(Φ⁻¹(p_A) − Φ⁻¹(p_B)). The usual protocol takes p_B = 1 − p_A. Bounding p_B from its votes is valid for
-the same samples when α is shared: half for p_A, half divided equally among the other classes.
+certify (σ/2)·(Φ⁻¹(p_A) − Φ⁻¹(p_B)). The usual protocol takes p_B = 1 − p_A. Bounding p_B from votes is valid for the same
+samples when α is halved between the two. The most votes of any other class serve: those of the true runner-up are at
+most as many, and the bound grows with the votes, so it fails no more often than the runner-up's own.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ def two_class_radius(
     """
     import mpmath
 
-    part = alpha / (2 * (classes - 1))
     runner_up = max((votes for name, votes in counts.items() if name != top), default=0)
     with mpmath.workdps(_DIGITS):
         high = mpmath.ldexp(lower_bound(counts.get(top, 0), n, alpha / 2), -_BITS) - mpmath.mpf(d_tau)
-        low = mpmath.ldexp(upper_bound(runner_up, n, part), -_BITS) + mpmath.mpf(d_tau)
+        low = mpmath.ldexp(upper_bound(runner_up, n, alpha / 2), -_BITS) + mpmath.mpf(d_tau)
         low = min(low, 1 - high)  # What is not the top class bounds the runner-up, too.
         if high <= low or high <= 0:
             return None

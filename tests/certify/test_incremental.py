@@ -99,7 +99,7 @@ def test_two_class_radius_uses_the_runner_up():
     radius = two_class_radius(counts, 3, 10, 10_000, 0.5, 0.001, 1e-12)
     assert standard is not None and radius is not None and radius > standard
     high = beta.ppf(0.0005, 7000, 3001)
-    low = beta.ppf(1 - 0.001 / 18, 1501, 8500)
+    low = beta.ppf(1 - 0.0005, 1501, 8500)
     assert float(radius) == pytest.approx(0.25 * (norm.ppf(high) - norm.ppf(low)), abs=1.1e-6)
     assert two_class_radius({0: 500, 1: 500}, 0, 2, 1000, 0.5, 0.001, 0.0) is None
     assert two_class_radius({1: 10}, 0, 2, 10, 0.5, 0.001, 0.0) is None
