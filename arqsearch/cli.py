@@ -110,10 +110,78 @@ def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = 
     _run("search", recipe, overrides, as_json)
 
 
+DataName = Annotated[str | None, typer.Option("--data", help="Data set of a bare program: name, folder or hf:...")]
+DataPath = Annotated[str | None, typer.Option(help="Folder or file of that data set.")]
+ImageSize = Annotated[int | None, typer.Option(help="Scale its images to this size.")]
+Base = Annotated[str | None, typer.Option(help="incremental: certificate file of the network to start from.")]
+BaseProgram = Annotated[str | None, typer.Option(help="incremental: integer program of that network.")]
+
+
 @app.command()
-def certify(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Fine-tune the compared networks, lower them and certify the integer programs."""
-    _run("certify", recipe, overrides, as_json)
+def certify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Recipe, run folder, or one integer program (program.safetensors).", metavar="RECIPE|RUN|PROGRAM"
+        ),
+    ],
+    overrides: Overrides = None,
+    rule: Annotated[str | None, typer.Option(help="fixed, sequential or incremental.")] = None,
+    radii: Annotated[str | None, typer.Option(help="L2 radii in [0,1] pixels, as 0.25,0.5.")] = None,
+    cap: Annotated[int | None, typer.Option(help="sequential: samples after which an image stays undecided.")] = None,
+    target_class: Annotated[
+        str | None, typer.Option("--target", help="sequential: test the selected class, or the label.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Failure probability for each image.")] = None,
+    n0: Annotated[int | None, typer.Option("--n0", help="Samples that select the class.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="fixed: samples that estimate its probability.")] = None,
+    images: Annotated[int | None, typer.Option(help="How many test images.")] = None,
+    every: Annotated[int | None, typer.Option(help="Every k-th test image.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Key of the noise generator.")] = None,
+    base: Base = None,
+    base_program: BaseProgram = None,
+    shared: Annotated[int | None, typer.Option(help="incremental: samples that both networks see.")] = None,
+    gained: Annotated[bool | None, typer.Option("--gained", help="incremental: count gained pairs, too.")] = None,
+    two_class: Annotated[bool | None, typer.Option("--two-class", help="fixed: two-class radii, apart.")] = None,
+    network: Annotated[str | None, typer.Option(help="One network of a run: found, uniform or random.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Certificate file of one network.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: this part of the images, into a file of its own.")] = None,
+    data: DataName = None,
+    data_path: DataPath = None,
+    image_size: ImageSize = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise level in [0,1] pixels, of a bare program.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for one network.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Certify the networks of a run (fine-tuning and lowering them first), one of them, or an integer program."""
+    from arqsearch.progress import ProgressReporter
+    from arqsearch.search import certify_command
+
+    changes = {
+        "rule": rule, "radii": certify_command.parse_radii(radii), "cap": cap, "target": target_class, "alpha": alpha,
+        "n0": n0, "n": n, "images": images, "every": every, "seed": seed, "base": base, "base_program": base_program,
+        "shared": shared, "gained": gained, "two_class": two_class,
+    }  # fmt: skip
+    options = certify_command.CertifyOptions(
+        changes, data, data_path, image_size, sigma, network, output, shard, device
+    )
+    with ProgressReporter(quiet=as_json) as progress:
+        outcome = certify_command.certify(target, overrides or [], options, progress)
+    _print(outcome, as_json)
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="Certificate files of the shards.", metavar="FILE...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The joined file.")],
+    images: Annotated[int | None, typer.Option(help="How many images were to be certified.")] = None,
+    every: Annotated[int | None, typer.Option(help="Every k-th of them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Join the certificate files of shards; says which images are missing."""
+    from arqsearch.search import certify_command
+
+    _print(certify_command.merge(files, output, images, every), as_json)
 
 
 @app.command()
@@ -125,11 +193,11 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = Fal
 @app.command()
 def export(
     run: RunArgument,
-    format: Annotated[str, typer.Option("--format", "-f", help="onnx, qdq, config or c.")] = "onnx",
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx (strict), onnx-fast, qdq, config or c.")] = "onnx",
     network: Network = "found",
     as_json: Json = False,
 ) -> None:
-    """Write the integer network as strict ONNX, as QDQ ONNX, as a C99 package, or its quantization config."""
+    """Write the integer network as ONNX (strict, fast or QDQ), as a C99 package, or its quantization config."""
     from arqsearch.recipe import load_recipe
     from arqsearch.search import delivery
 
@@ -154,17 +222,25 @@ def verify(
     run: Annotated[
         str,
         typer.Argument(
-            help="Run folder, one certificate file in it, or an export: folder, C package or ONNX file.",
+            help="Run folder, certificate file, or an export: folder, C package or ONNX file.",
             metavar="RUN|CERTIFICATE|EXPORT",
         ),
     ],
     images: Annotated[int, typer.Option(help="Certified images to recompute for each network; 0 for all.")] = 3,
+    program: Annotated[Path | None, typer.Option(help="Program of a certificate file outside its run.")] = None,
+    data: DataName = None,
+    data_path: DataPath = None,
+    image_size: ImageSize = None,
+    base: Base = None,
+    base_program: BaseProgram = None,
     as_json: Json = False,
 ) -> None:
     """Recompute certificates, and run exports against the integer program, logit by logit."""
     from arqsearch.search import delivery
+    from arqsearch.search.outside import Behind
 
-    _print(delivery.verify(run, images), as_json)
+    behind = Behind(program, data, data_path, image_size, base, base_program)
+    _print(delivery.verify(run, images, behind), as_json)
 
 
 @app.command()

@@ -163,11 +163,26 @@ class Search(Section):
 class Certify(Section):
     """Certificates on test images."""
 
-    images: Positive = Field(100, description="test images, the first of the set")
+    rule: Literal["fixed", "sequential", "incremental"] = Field(
+        "fixed", description="fixed: Cohen's protocol; sequential: until the radii are decided; incremental: from base"
+    )
+    images: Positive | None = Field(100, description="test images, the first of the set (or of every k-th); null = all")
+    every: Positive = Field(1, description="take every k-th test image (Cohen et al.: every 20th of CIFAR-10, 500)")
     n0: Positive = Field(100, description="samples that select the class")
-    n: Positive = Field(10_000, description="fresh samples that estimate its probability")
+    n: Positive = Field(10_000, description="fixed: fresh samples that estimate its probability")
     alpha: float = Field(0.001, gt=0, lt=0.5, description="failure probability for each image")
-    radii: list[float] = Field(default=[0.0, 0.25, 0.5], description="L2 radii in [0,1] pixels, for the tables")
+    radii: list[float] = Field(
+        default=[0.0, 0.25, 0.5], description="L2 radii in [0,1] pixels, for the tables; sequential decides these"
+    )
+    cap: Positive = Field(10_000, description="sequential: samples after which an image stays undecided")
+    target: Literal["selected", "label"] = Field(
+        "selected", description="sequential: test the class that n0 samples select, or the true label without them"
+    )
+    two_class: bool = Field(False, description="fixed: also the two-class radius, a separate figure with its own alpha")
+    base: str | None = Field(None, description="incremental: certificate file of the network to start from")
+    base_program: str | None = Field(None, description="incremental: its program; default: found by hash in the run")
+    shared: Positive = Field(1000, description="incremental: samples on which the two networks are compared")
+    gained: bool = Field(False, description="incremental: also count pairs that this network gains, α in three parts")
     epsilons: list[Positive] = Field(default=[1, 2, 4], description="L∞ radii in grey levels for interval bounds")
     interval_images: Positive = Field(500, description="test images bounded")
     clean_images: Positive = Field(1000, description="test images for clean accuracy")
@@ -181,7 +196,7 @@ class Certify(Section):
 class Export(Section):
     """Artefacts written by `arqsearch run`."""
 
-    formats: list[Literal["onnx", "qdq", "config", "c"]] = Field(default=["onnx", "qdq", "config"])
+    formats: list[Literal["onnx", "onnx-fast", "qdq", "config", "c"]] = Field(default=["onnx", "qdq", "config"])
 
 
 class Recipe(Section):
@@ -231,7 +246,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(data, dict):
         raise ArqError(f"{file} holds a {type(data).__name__}; a recipe is a mapping of sections.")
     for override in overrides or []:
-        _apply_override(data, override)
+        apply_override(data, override)
     if Path(path).is_dir():
         # A run folder may have been moved or copied since its recipe was stored.
         data["run"] = str(path)
@@ -260,7 +275,11 @@ def dump_recipe(recipe: Recipe, path: str | Path) -> None:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Change a mapping of sections by one ``section.key=value``.
+
+    :raises ArqError: when it is not of that form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ArqError(

@@ -18,7 +18,7 @@ from arqsearch import cli
 from arqsearch.recipe import dump_recipe, load_recipe
 from tests.search.tiny import tiny_recipe
 
-COMMANDS = ["init", "train", "search", "certify", "run", "export", "apply", "verify", "report", "schema"]
+COMMANDS = ["init", "train", "search", "certify", "merge", "run", "export", "apply", "verify", "report", "schema"]
 
 
 class Outcome(NamedTuple):

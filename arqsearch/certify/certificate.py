@@ -1,20 +1,25 @@
-"""Certificate files: JSON lines that are appended one by one, survive a kill, resume and merge."""
+"""Certificate files: JSON lines that are appended one by one, survive a kill and resume."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arqsearch.certify.line import CertificateLine
-from arqsearch.certify.smoothing import Classifier, SmoothingSettings, certify_image, total_distance
+from arqsearch import __version__
+from arqsearch.certify.line import INCREMENTAL, CertificateLine
+from arqsearch.certify.smoothing import Classifier, ImageJob, OnSamples, SmoothingSettings, total_distance
 from arqsearch.errors import ArqError
+
+if TYPE_CHECKING:
+    from arqsearch.certify.base import BaseNetwork
+    from arqsearch.certify.rules import Rule
 
 #: Called after each image as (images done, images in all, its line).
 OnImage: TypeAlias = Callable[[int, int, CertificateLine], None]
@@ -117,7 +122,9 @@ def certify_dataset(
     *,
     positions: Iterable[int] | None = None,
     labelled: bool = True,
+    base: BaseNetwork | None = None,
     on_image: OnImage | None = None,
+    on_samples: OnSamples | None = None,
 ) -> list[CertificateLine]:
     """Certify images into a file; images whose line is there already are not computed again.
 
@@ -127,43 +134,53 @@ def certify_dataset(
     :param positions: positions in ``dataset`` to certify, None = all. Shards of one set are positions of it, never
         subsets: lines state the identity of ``dataset``.
     :param labelled: False leaves the labels out, so that no image is skipped.
+    :param base: the network that the ``incremental`` rule starts from.
+    :param on_image: called after each image.
+    :param on_samples: called as samples are taken.
     :returns: the lines of the asked images, in the order of the data set.
     :raises ArqError: when the file holds lines of another program, data set or settings.
     """
+    from arqsearch.certify.rules import make_rule  # The rules read certificate files, too.
+
     order = list(range(len(dataset.images))) if positions is None else sorted(set(positions))
     if order and not 0 <= order[0] <= order[-1] < len(dataset.images):
         raise ArqError(f"Positions {order[0]}..{order[-1]} leave the data set; choose 0..{len(dataset.images) - 1}.")
     rank = {int(image): position for position, image in enumerate(dataset.ids)}
     if len(rank) < len(dataset.ids):
         raise ArqError("Two images of the data set have the same id; certificates need different ones.")
-    expected = _expected(dataset, program_hash, settings)
+    rule = make_rule(settings, base)
+    if base is not None:
+        base.check(settings, dataset.identity)
+        for position in order:
+            base.line(int(dataset.ids[position]))
+    expected = _expected(dataset, program_hash, settings, rule)
     with CertificateWriter(path) as writer:
         for line in writer.lines:
             _check_resumable(line, expected, settings, labelled, rank, dataset, path)
         done = {rank[line.image]: line for line in writer.lines}
+        older = {line.version for line in writer.lines} - {__version__}
+        if older and not set(order) <= set(done):
+            raise ArqError(
+                f"{path} was begun by version {', '.join(sorted(older))}, this is {__version__}. Finish it with that "
+                "version, or certify into another file."
+            )
         for index, position in enumerate(order):
             if position not in done:
                 label = int(dataset.labels[position]) if labelled else None
-                image_id = int(dataset.ids[position])
-                line = certify_image(
-                    classify,
-                    dataset.images[position],
-                    image_id,
-                    label,
-                    settings,
-                    program=program_hash,
-                    data=dataset.identity,
-                )
-                writer.write(line)
-                done[position] = line
+                job = ImageJob(
+                    classify, dataset.images[position], int(dataset.ids[position]), label, settings, program_hash,
+                    dataset.identity, on_samples,
+                )  # fmt: skip
+                done[position] = rule.certify(job)
+                writer.write(done[position])
             if on_image is not None:
                 on_image(index + 1, len(order), done[position])
         if [rank[line.image] for line in writer.lines] != sorted(done):
-            _replace(path, [done[position] for position in sorted(done)])
+            replace_lines(path, [done[position] for position in sorted(done)])
     return [done[position] for position in order]
 
 
-def _expected(dataset: LabelledImages, program_hash: str, settings: SmoothingSettings) -> dict[str, object]:
+def _expected(dataset: LabelledImages, program_hash: str, settings: SmoothingSettings, rule: Rule) -> dict[str, Any]:
     return {
         "program": program_hash,
         "data": dataset.identity,
@@ -171,23 +188,25 @@ def _expected(dataset: LabelledImages, program_hash: str, settings: SmoothingSet
         "d_tau": total_distance(settings.sigma, int(np.prod(dataset.images.shape[1:]))),
         "alpha": float(settings.alpha),
         "seed": settings.seed,
-        "n0": settings.n0,
-        "n": settings.n,
-        "rule": "fixed",
+        "rule": rule.name,
+        **rule.stated(settings),
     }
 
 
 def _check_resumable(
     line: CertificateLine,
-    expected: dict[str, object],
+    expected: dict[str, Any],
     settings: SmoothingSettings,
     labelled: bool,
     rank: dict[int, int],
     dataset: LabelledImages,
     path: str | Path,
 ) -> None:
-    differing = [f"{name} {line.settings[name]!r}, now {value!r}" for name, value in expected.items()
-                 if line.settings[name] != value]  # fmt: skip
+    stated = {name: value for name, value in line.settings.items() if name != "version"}
+    differing = [f"{name} {stated.get(name)!r}, now {expected.get(name)!r}"
+                 for name in dict.fromkeys([*expected, *stated]) if stated.get(name) != expected.get(name)]  # fmt: skip
+    if stated["rule"] != expected["rule"]:
+        differing = [f"rule {stated['rule']!r}, now {expected['rule']!r}"]
     if not differing and line.image not in rank:
         differing = [f"image {line.image}, which the data set does not have"]
     if not differing:
@@ -195,38 +214,14 @@ def _check_resumable(
         skipped = settings.skip_misclassified and label is not None and line.predicted != label
         if line.label != label:
             differing = [f"label {line.label} of image {line.image}, now {label}"]
-        elif line.estimated == skipped:
+        elif line.estimated == skipped and (line.estimated or line.rule != INCREMENTAL):
             differing = [f"skip_misclassified {not settings.skip_misclassified}, now {settings.skip_misclassified}"]
     if differing:
         raise ArqError(f"{path} was begun with {'; '.join(differing)}. Certify into another file, or delete this one.")
 
 
-def merge(paths: Sequence[str | Path], target: str | Path, dataset: LabelledImages) -> Path:
-    """Join the files of shards into one, in the order of the data set.
-
-    :param dataset: the set that all shards are positions of.
-    :returns: the path of the joined file, written at once or not at all.
-    :raises ArqError: when settings differ, two lines of an image differ, or an image is unknown.
-    """
-    rank = {int(image): position for position, image in enumerate(dataset.ids)}
-    found: dict[int, CertificateLine] = {}
-    first: CertificateLine | None = None
-    for path in paths:
-        for line in read_lines(path):
-            first = first or line
-            if line.settings != first.settings or line.data != dataset.identity:
-                raise ArqError(f"{path}: image {line.image} was certified with other settings or data than the rest.")
-            if line.image not in rank:
-                raise ArqError(f"{path}: image {line.image} is not in the data set; merge with the set it came from.")
-            if found.setdefault(rank[line.image], line) != line:
-                raise ArqError(
-                    f"{path}: image {line.image} has two different lines; run `arqsearch verify` on each file."
-                )
-    _replace(target, [found[position] for position in sorted(found)])
-    return Path(target)
-
-
-def _replace(path: str | Path, lines: Iterable[CertificateLine]) -> None:
+def replace_lines(path: str | Path, lines: Iterable[CertificateLine]) -> None:
+    """Write a certificate file at once or not at all."""
     partial = Path(f"{path}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("wb") as file:

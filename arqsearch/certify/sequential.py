@@ -156,13 +156,35 @@ def sequential_radius(hits: int, samples: int, sigma: float, alpha: float, d_tau
     _check(sigma, alpha, d_tau)
     if not certified(0):
         return None
-    low, high = 0, 1
+    # Floating point says where to look; what is certified is decided above.
+    low = _guess(hits, samples, sigma, alpha, d_tau)
+    stride = 1
+    while not certified(low):
+        low, stride = max(0, low - stride), 2 * stride
+    high, stride = low + 1, 1
     while certified(high):
-        low, high = high, 2 * high
+        low, high, stride = high, high + stride, 2 * stride
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if certified(middle) else (low, middle)
     return low * RADIUS_STEP
+
+
+def _guess(hits: int, samples: int, sigma: float, alpha: float, d_tau: float) -> int:
+    """The radius in steps, computed in floating point."""
+    from scipy.optimize import brentq
+    from scipy.special import betaln, ndtri, xlog1py, xlogy
+
+    misses = samples - hits
+    needed = betaln(hits + 0.5, misses + 0.5) - betaln(0.5, 0.5) + math.log(alpha)
+
+    def excess(p: float) -> float:
+        return float(needed - xlogy(hits, p) - xlog1py(misses, -p))
+
+    if excess(0.5) <= 0:
+        return 0
+    p = brentq(excess, 0.5, hits / samples, xtol=1e-15)
+    return max(0, math.floor(sigma * float(ndtri(max(0.5, p - d_tau))) / float(RADIUS_STEP)))
 
 
 def wealth_reaches(hits: int, samples: int, p: _Real, alpha: float) -> bool:

@@ -1,7 +1,7 @@
-"""Randomized smoothing by the ``fixed`` rule: n0 samples select the class, n fresh ones bound its probability.
+"""Randomized smoothing: settings, classifiers, and the counting of their answers on noisy images.
 
-Protocol of Cohen, Rosenfeld and Kolter (ICML 2019) with integer noise: x + Z stays on the pixel grid, so
-the certified function is exactly the integer program (docs/certificate-format.md states the theorem).
+The noise is integer, so x + Z stays on the pixel grid and the certified function is exactly the integer program
+(docs/certificate-format.md states the theorem). How counts become a radius is a rule's matter (`rules`).
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arqsearch.certify.binomial import certified_radius
-from arqsearch.certify.line import CertificateLine, first_maximum
-from arqsearch.certify.noise import ESTIMATE, SELECT, NoiseTable, check_fields, noise
-from arqsearch.errors import ArqError
+from arqsearch.certify.line import FIXED, INCREMENTAL, SEQUENTIAL, CertificateLine
+from arqsearch.certify.line_schema import Target
+from arqsearch.certify.noise import NoiseTable, check_fields, noise
+from arqsearch.errors import ArqError, nearest
 from arqsearch.integer.native.engine import NativeBackend, NativeNoise
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 #: Noisy images, int16 ``(N, H, W, C)`` in grey levels, to classes, int64 ``(N,)``; deterministic.
 Classifier: TypeAlias = Callable[[Tensor], Tensor]
+#: Called with the number of samples that were just taken.
+OnSamples: TypeAlias = Callable[[int], None]
+#: Samples of one image that are counted in one call, between two signs of progress.
+PIECE = 4096
 
 
 @runtime_checkable
@@ -46,8 +50,15 @@ class VoteCounter(Protocol):
         seed: int,
         stage: int,
         samples: int,
+        sample_start: int = 0,
     ) -> NDArray[np.int64]:
         """Votes, ``(N, classes)``, on the noise that :func:`arqsearch.certify.noise.noise` draws for these numbers."""
+        ...
+
+    def classes(
+        self, image: NDArray[np.uint8], image_id: int, *, table: NoiseTable, seed: int, stage: int, samples: int
+    ) -> NDArray[np.int64]:
+        """Class of each of the first noisy copies of one image, ``(samples,)``."""
         ...
 
 
@@ -57,13 +68,20 @@ class SmoothingSettings:
 
     :param sigma: noise level in [0,1] pixels.
     :param n0: samples that select the class.
-    :param n: fresh samples that estimate its probability.
+    :param n: fresh samples that estimate its probability (``fixed``).
     :param alpha: failure probability for each image.
     :param seed: 64-bit key of the noise generator.
     :param batch_size: noisy images in one forward pass; does not change the result.
     :param skip_misclassified: do not estimate an image whose selected class is not its label: certified
         accuracy and ACR count it 0 either way.
     :param device: torch device of the noise; does not change the result.
+    :param rule: ``fixed``, ``sequential`` or ``incremental``.
+    :param radii: radii that ``sequential`` decides, in [0,1] pixels.
+    :param cap: samples after which ``sequential`` gives up.
+    :param target: whose probability ``sequential`` tests: the selected class, or the label (no selection then).
+    :param shared: samples on which ``incremental`` compares two networks.
+    :param gained: count the gained pairs as well (``incremental``), at a third of alpha for each bound.
+    :param two_class: classes of the network, for the two-class radius beside that of ``fixed``; 0 = without.
     :raises ArqError: when a value is out of range.
     """
 
@@ -75,13 +93,23 @@ class SmoothingSettings:
     batch_size: int = 250
     skip_misclassified: bool = True
     device: str = "cpu"
+    rule: str = FIXED
+    radii: tuple[float, ...] = ()
+    cap: int = 10_000
+    target: Target = "selected"
+    shared: int = 1000
+    gained: bool = False
+    two_class: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n0", "n", "batch_size"):
+        for name in ("n0", "n", "batch_size", "cap", "shared"):
             if getattr(self, name) < 1:
                 raise ArqError(f"{name} = {getattr(self, name)}; choose a whole number of at least 1.")
         if not 0 < self.alpha < 0.5:
             raise ArqError(f"alpha = {self.alpha} is no failure probability; choose one in (0, 0.5) such as 0.001.")
+        rules = (FIXED, SEQUENTIAL, INCREMENTAL)
+        if self.rule not in rules:
+            raise ArqError(f"There is no certification rule {self.rule!r}. {nearest(self.rule, rules)}")
 
 
 def first_argmax(logits: Tensor) -> Tensor:
@@ -131,10 +159,21 @@ class NativeClassifier:
         seed: int,
         stage: int,
         samples: int,
+        sample_start: int = 0,
     ) -> NDArray[np.int64]:
         """Votes on noise that the engine draws."""
+        return self.backend.count_votes(
+            _native_noise(table), images, image_ids, seed=seed, stage=stage, samples=samples, sample_start=sample_start
+        )
+
+    def classes(
+        self, image: NDArray[np.uint8], image_id: int, *, table: NoiseTable, seed: int, stage: int, samples: int
+    ) -> NDArray[np.int64]:
+        """Classes on noise that the engine draws."""
         drawn = _native_noise(table)
-        return self.backend.count_votes(drawn, images, image_ids, seed=seed, stage=stage, samples=samples)
+        found = self.backend.classes(drawn, image[None], [image_id], seed=seed, stage=stage, samples=samples)
+        wide: NDArray[np.int64] = found[0].astype(np.int64)
+        return wide
 
 
 @lru_cache(maxsize=16)
@@ -169,6 +208,7 @@ def count_votes(
     samples: int,
     batch_size: int,
     device: str = "cpu",
+    sample_start: int = 0,
 ) -> NDArray[np.int64]:
     """Votes of each class on noisy copies of images.
 
@@ -179,13 +219,16 @@ def count_votes(
     :param samples: number of noisy copies of each image.
     :param batch_size: noisy images in one forward pass; does not change the result.
     :param device: torch device of the noise; does not change the result.
+    :param sample_start: index of the first copy.
     :returns: int64 ``(N, classes)``, as many classes as the classifier knows or answered.
     :raises ArqError: when the answer has another type or shape than stated, or a number leaves the noise counter.
     """
     coordinates = images[0].size if len(images) else 1
-    check_fields(seed, stage, image_ids, 0, samples, coordinates)
+    check_fields(seed, stage, image_ids, sample_start, samples, coordinates)
     if isinstance(classify, VoteCounter):
-        return classify.count_votes(images, image_ids, table=table, seed=seed, stage=stage, samples=samples)
+        return classify.count_votes(
+            images, image_ids, table=table, seed=seed, stage=stage, samples=samples, sample_start=sample_start
+        )
     votes = np.zeros((len(images), 0), dtype=np.int64)
     group, run = max(1, batch_size // max(samples, 1)), min(batch_size, samples)
     for first in range(0, len(images), group):
@@ -193,42 +236,144 @@ def count_votes(
         pixels = torch.from_numpy(images[first : first + group].astype(np.int16)).to(device)
         for start in range(0, samples, run):
             count = min(run, samples - start)
-            drawn = noise(
-                table, seed=seed, stage=stage, image_ids=ids, sample_start=start, sample_count=count,
-                coordinates=coordinates, device=device,
-            )  # fmt: skip
-            noisy = (pixels[:, None] + drawn.view(len(ids), count, *pixels.shape[1:])).flatten(0, 1)
-            classes = classify(noisy)
-            if classes.shape != (len(noisy),) or classes.dtype != torch.int64:
-                raise ArqError(
-                    f"The classifier gave {classes.dtype} {tuple(classes.shape)} for {len(noisy)} images; expected "
-                    "int64 (N,)."
-                )
-            answers = classes.cpu().numpy().reshape(len(ids), count)
+            answers = _answers(classify, pixels, ids, table, seed, stage, sample_start + start, count)
             votes = np.pad(votes, ((0, 0), (0, max(0, int(answers.max()) + 1 - votes.shape[1]))))
             for row, answer in enumerate(answers):
                 votes[first + row] += np.bincount(answer, minlength=votes.shape[1])
     return votes
 
 
-def count_classes(
+def _answers(
+    classify: Classifier, pixels: Tensor, ids: Sequence[int], table: NoiseTable, seed: int, stage: int, start: int,
+    count: int,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Classes of noisy copies, ``(images, count)``."""
+    drawn = noise(
+        table, seed=seed, stage=stage, image_ids=ids, sample_start=start, sample_count=count,
+        coordinates=pixels[0].numel(), device=str(pixels.device),
+    )  # fmt: skip
+    noisy = (pixels[:, None] + drawn.view(len(ids), count, *pixels.shape[1:])).flatten(0, 1)
+    classes = classify(noisy)
+    if classes.shape != (len(noisy),) or classes.dtype != torch.int64:
+        raise ArqError(
+            f"The classifier gave {classes.dtype} {tuple(classes.shape)} for {len(noisy)} images; expected int64 (N,)."
+        )
+    found: NDArray[np.int64] = classes.cpu().numpy().reshape(len(ids), count)
+    return found
+
+
+def sample_classes(
     classify: Classifier, image: NDArray[np.uint8], image_id: int, stage: int, samples: int, settings: SmoothingSettings
-) -> dict[int, int]:
+) -> NDArray[np.int64]:
+    """Class of each of the first noisy copies of one image, in their order.
+
+    :param image: uint8 ``(H, W, C)``.
+    :param image_id: image word of the noise counter.
+    :param stage: `SEARCH`, `SELECT` or `ESTIMATE`.
+    :param samples: number of noisy copies.
+    :returns: int64 ``(samples,)``.
+    """
+    table, seed = NoiseTable.for_sigma(settings.sigma), settings.seed
+    check_fields(seed, stage, [image_id], 0, samples, image.size)
+    if isinstance(classify, VoteCounter):
+        return classify.classes(image, image_id, table=table, seed=seed, stage=stage, samples=samples)
+    pixels = torch.from_numpy(image[None].astype(np.int16)).to(settings.device)
+    parts = [
+        _answers(classify, pixels, [image_id], table, seed, stage, start, min(settings.batch_size, samples - start))[0]
+        for start in range(0, samples, settings.batch_size)
+    ]
+    return np.concatenate(parts)
+
+
+def count_classes(
+    classify: Classifier, image: NDArray[np.uint8], image_id: int, stage: int, samples: int,
+    settings: SmoothingSettings, sample_start: int = 0,
+) -> dict[int, int]:  # fmt: skip
     """Votes of each class on noisy copies of one image, classes without votes left out.
 
     :param image: uint8 ``(H, W, C)``.
     :param image_id: image word of the noise counter.
     :param stage: `SEARCH`, `SELECT` or `ESTIMATE`.
     :param samples: number of noisy copies.
+    :param sample_start: index of the first copy.
     :raises ArqError: when image or answer have another type or shape than stated.
     """
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ArqError(f"Image {image_id} is {image.dtype} of shape {image.shape}; expected uint8 (H, W, C).")
     votes = count_votes(
         classify, image[None], [image_id], table=NoiseTable.for_sigma(settings.sigma), seed=settings.seed, stage=stage,
-        samples=samples, batch_size=settings.batch_size, device=settings.device,
+        samples=samples, batch_size=settings.batch_size, device=settings.device, sample_start=sample_start,
     )[0]  # fmt: skip
     return {name: int(count) for name, count in enumerate(votes.tolist()) if count}
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One image to certify: what a rule reads, and what it counts with.
+
+    :param classify: runs the network.
+    :param image: uint8 ``(H, W, C)``, grey levels.
+    :param image_id: its id in the data set, the image word of the noise counter.
+    :param label: its true class, None when unknown.
+    :param settings: how it is certified.
+    :param program: hash of what ``classify`` runs.
+    :param data: identity of the data set.
+    :param on_samples: called as samples are taken.
+    """
+
+    classify: Classifier
+    image: NDArray[np.uint8]
+    image_id: int
+    label: int | None
+    settings: SmoothingSettings
+    program: str
+    data: str
+    on_samples: OnSamples | None = None
+
+    @property
+    def d_tau(self) -> float:
+        """d·τ of this image's noise."""
+        return total_distance(self.settings.sigma, self.image.size)
+
+    def skips(self, predicted: int) -> bool:
+        """Whether an image of this selected class is not to be estimated."""
+        return self.settings.skip_misclassified and self.label is not None and predicted != self.label
+
+    def count(self, stage: int, samples: int, sample_start: int = 0) -> dict[int, int]:
+        """Votes by class of samples ``sample_start``, ``sample_start + 1``, ..."""
+        votes: dict[int, int] = {}
+        for start in range(sample_start, sample_start + samples, PIECE):
+            count = min(PIECE, sample_start + samples - start)
+            part = count_classes(self.classify, self.image, self.image_id, stage, count, self.settings, start)
+            for name, number in part.items():
+                votes[name] = votes.get(name, 0) + number
+            self._took(count)
+        return dict(sorted(votes.items()))
+
+    def classes(self, stage: int, samples: int) -> NDArray[np.int64]:
+        """Class of each of the first samples."""
+        found = sample_classes(self.classify, self.image, self.image_id, stage, samples, self.settings)
+        self._took(samples)
+        return found
+
+    def _took(self, samples: int) -> None:
+        if self.on_samples is not None:
+            self.on_samples(samples)
+
+    def line(self, **fields: Any) -> CertificateLine:
+        """The line with the fields that every rule fills alike, and the given ones."""
+        return CertificateLine(
+            program=self.program,
+            data=self.data,
+            image=int(self.image_id),
+            label=None if self.label is None else int(self.label),
+            sigma=float(self.settings.sigma),
+            d_tau=self.d_tau,
+            alpha=float(self.settings.alpha),
+            seed=self.settings.seed,
+            rule=self.settings.rule,
+            **fields,
+        )
 
 
 def certify_image(
@@ -241,39 +386,19 @@ def certify_image(
     program: str,
     data: str,
 ) -> CertificateLine:
-    """Certify one image by the ``fixed`` rule.
+    """Certify one image by the ``fixed`` or the ``sequential`` rule, which need no other network.
 
     :param image: uint8 ``(H, W, C)``, grey levels.
     :param image_id: its id in the data set.
     :param label: its true class, None when unknown.
     :param program: hash of what ``classify`` runs.
     :param data: identity of the data set.
+    :raises ArqError: for another rule.
     """
-    selection = count_classes(classify, image, image_id, SELECT, settings.n0, settings)
-    predicted = first_maximum(selection)
-    estimated = not (settings.skip_misclassified and label is not None and predicted != label)
-    estimate = count_classes(classify, image, image_id, ESTIMATE, settings.n, settings) if estimated else {}
-    d_tau = total_distance(settings.sigma, image.size)
-    votes = estimate.get(predicted, 0)
-    radius = certified_radius(votes, settings.n, settings.sigma, settings.alpha, d_tau) if estimated else None
-    return CertificateLine(
-        program=program,
-        data=data,
-        image=int(image_id),
-        label=None if label is None else int(label),
-        sigma=float(settings.sigma),
-        d_tau=d_tau,
-        alpha=float(settings.alpha),
-        seed=settings.seed,
-        n0=settings.n0,
-        n=settings.n,
-        predicted=predicted,
-        selection=selection,
-        estimate=estimate,
-        estimated=estimated,
-        certified=radius is not None,
-        radius=float(radius or 0),
-    )
+    from arqsearch.certify.rules import make_rule  # The rules count with this module.
+
+    job = ImageJob(classify, image, image_id, label, settings, program, data)
+    return make_rule(settings).certify(job)
 
 
 def total_distance(sigma: float, coordinates: int) -> float:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from arqsearch.certify.line import CertificateLine
+from arqsearch.certify.line import FIXED, CertificateLine
 from arqsearch.errors import ArqError
 
 CONFIDENCE = 0.95
@@ -27,22 +27,37 @@ class Share:
 class Summary:
     """Figures of one classifier on one set of images.
 
+    :param rule: how counts became radii.
     :param images: number of images.
-    :param n: estimate samples of each image (ACR depends on it).
+    :param n: estimate samples of each image (ACR depends on it); for ``sequential`` the cap.
+    :param mean_samples: estimate samples taken for each estimated image, on average.
     :param accuracy: certified accuracy by L2 radius in [0,1] pixels.
+    :param undecided: images whose true class the cap left undecided, by radius; they are not certified. Empty for rules
+        that decide every radius.
     :param acr: mean certified radius, wrong and abstained images counted 0.
+    :param acr_is_lower_bound: the radii are only what was needed to decide the asked ones (``sequential``) or follow
+        from another network's votes (``incremental``), so ACR is below that of the same network at the same n.
     :param acr_low: lower end of its 95 % interval (normal approximation over the images).
     :param acr_high: upper end.
-    :param abstained: images whose selected class could not be certified.
+    :param abstained: images whose class could not be certified.
+    :param alpha: failure probability of each image's certificate.
+    :param expected_wrong: alpha times the images that were estimated: at most so many of the certificates are wrong
+        on average over the noise.
     """
 
+    rule: str
     images: int
     n: int
+    mean_samples: float
     accuracy: dict[float, Share]
+    undecided: dict[float, int]
     acr: float
+    acr_is_lower_bound: bool
     acr_low: float
     acr_high: float
     abstained: int
+    alpha: float
+    expected_wrong: float
 
 
 def share(count: int, images: int) -> Share:
@@ -60,7 +75,8 @@ def holds_at(line: CertificateLine, radius: float) -> bool:
     """Whether a line certifies the true class at a radius.
 
     Stored radii are the largest multiples of 10⁻⁶ that the votes certify, so for radii of at most six
-    decimals this is votes ≥ K(n, r, d·τ).
+    decimals and the rule ``fixed`` this is votes ≥ K(n, r, d·τ), and for ``sequential`` and an asked radius it is the
+    decision "certified".
 
     :param radius: in [0,1] pixels; 0 asks for the certified class alone.
     """
@@ -87,12 +103,20 @@ def summarize(lines: Iterable[CertificateLine], radii: Sequence[float]) -> Summa
     values = [line.radius if line.correct else 0.0 for line in listed]
     mean = math.fsum(values) / len(values)
     spread = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    first, estimated = listed[0], [line for line in listed if line.estimated]
+    asked = () if first.sequential is None else first.sequential.radii
     return Summary(
+        rule=first.rule,
         images=len(listed),
-        n=listed[0].n,
+        n=first.n,
+        mean_samples=sum(line.samples for line in estimated) / max(1, len(estimated)),
         accuracy={r: share(sum(holds_at(line, r) for line in listed), len(listed)) for r in radii},
+        undecided={r: sum(line.undecided(r) for line in listed) for r in radii if r in asked},
         acr=mean,
+        acr_is_lower_bound=first.rule != FIXED,
         acr_low=max(0.0, mean - spread),
         acr_high=mean + spread,
         abstained=sum(line.abstained for line in listed),
+        alpha=first.alpha,
+        expected_wrong=first.alpha * len(estimated),
     )

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from arqsearch.certify.base import BaseNetwork
 from arqsearch.certify.certificate import LabelledImages, OnImage, read_lines
 from arqsearch.certify.line import CertificateLine
-from arqsearch.certify.smoothing import Classifier, SmoothingSettings, certify_image, total_distance
+from arqsearch.certify.rules import make_rule
+from arqsearch.certify.smoothing import Classifier, ImageJob, SmoothingSettings, total_distance
 from arqsearch.errors import ArqError
 
 _SHOWN = 10
@@ -39,6 +41,8 @@ def verify_file(
     sample_seed: int = 0,
     batch_size: int = 250,
     device: str = "cpu",
+    classes: int | None = None,
+    base: BaseNetwork | None = None,
     on_image: OnImage | None = None,
 ) -> Verification:
     """Check a certificate file against the program and the data.
@@ -51,6 +55,8 @@ def verify_file(
     :param sample_seed: of that choice.
     :param batch_size: noisy images in one forward pass.
     :param device: torch device of the noise.
+    :param classes: number of classes of the program, for two-class radii; None = not checked.
+    :param base: the network that ``incremental`` lines start from; needed to recompute them.
     :param on_image: called after each recomputed line.
     :raises ArqError: listing every difference.
     """
@@ -67,6 +73,8 @@ def verify_file(
             found.append("the image has a line already")
         seen.add(line.image)
         found += _foreign(line, dataset, program_hash, rank, coordinates)
+        if classes is not None and line.two_class is not None and line.two_class.classes != classes:
+            found.append(f"its two-class radius is for {line.two_class.classes} classes, the program has {classes}")
         if line.settings != lines[0].settings:
             found.append("its settings are not those of the first line")
         problems += [f"image {line.image}: {problem}" for problem in found]
@@ -74,12 +82,12 @@ def verify_file(
     chosen = lines if sample is None else random.Random(sample_seed).sample(lines, min(sample, len(lines)))
     chosen = sorted(chosen, key=lambda line: rank[line.image])
     for index, line in enumerate(chosen):
-        again = _recompute(line, classify, dataset, rank, batch_size, device)
+        again = _recompute(line, classify, dataset, rank, batch_size, device, base)
         problems += [
             f"image {line.image}: {item.name} is {getattr(line, item.name)} in the file, {getattr(again, item.name)} "
             "recomputed"
             for item in dataclasses.fields(line)
-            if getattr(line, item.name) != getattr(again, item.name)
+            if item.name != "version" and getattr(line, item.name) != getattr(again, item.name)
         ]
         if on_image is not None:
             on_image(index + 1, len(chosen), again)
@@ -105,6 +113,26 @@ def _foreign(
     return found
 
 
+def settings_of(line: CertificateLine, *, batch_size: int = 250, device: str = "cpu") -> SmoothingSettings:
+    """The settings that made a line."""
+    settings = SmoothingSettings(
+        sigma=line.sigma,
+        n0=max(1, line.n0),
+        alpha=line.alpha,
+        seed=line.seed,
+        batch_size=batch_size,
+        skip_misclassified=not line.estimated,
+        device=device,
+        rule=line.rule,
+    )
+    if line.sequential is not None:
+        part = line.sequential
+        return dataclasses.replace(settings, radii=part.radii, cap=line.n, target=part.target)
+    if line.incremental is not None:
+        return dataclasses.replace(settings, shared=line.n, gained=line.incremental.split.gained > 0)
+    return dataclasses.replace(settings, n=line.n, two_class=line.two_class.classes if line.two_class else 0)
+
+
 def _recompute(
     line: CertificateLine,
     classify: Classifier,
@@ -112,26 +140,12 @@ def _recompute(
     rank: dict[int, int],
     batch_size: int,
     device: str,
+    base: BaseNetwork | None,
 ) -> CertificateLine:
-    settings = SmoothingSettings(
-        sigma=line.sigma,
-        n0=line.n0,
-        n=line.n,
-        alpha=line.alpha,
-        seed=line.seed,
-        batch_size=batch_size,
-        skip_misclassified=not line.estimated,
-        device=device,
-    )
-    return certify_image(
-        classify,
-        dataset.images[rank[line.image]],
-        line.image,
-        line.label,
-        settings,
-        program=line.program,
-        data=line.data,
-    )
+    settings = settings_of(line, batch_size=batch_size, device=device)
+    image = dataset.images[rank[line.image]]
+    job = ImageJob(classify, image, line.image, line.label, settings, line.program, line.data)
+    return make_rule(settings, base).certify(job)
 
 
 def _require(problems: list[str], path: str | Path) -> None:

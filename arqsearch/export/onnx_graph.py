@@ -1,32 +1,36 @@
-"""Building blocks of an integer ONNX graph: constants, exact sums of products, rounding shifts."""
+"""Building blocks of ONNX graphs: nodes, shared constants, exact sums of products, rounding shifts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from arqsearch.export.runtime import INPUT, OUTPUT
 from arqsearch.integer import ops as O
 from arqsearch.integer.program import TensorSpec
 
+#: First opset with 4-bit and first with 2-bit tensors, and the file format of each.
+OPSET, OPSET_INT2 = 21, 25
+IR_VERSIONS = {OPSET: 10, OPSET_INT2: 13}
+#: Bits of an entry of the types that share bytes.
+PACKED_BITS = {"UINT4": 4, "INT4": 4, "UINT2": 2, "INT2": 2}
+FLOATS = {"FLOAT": np.float32, "DOUBLE": np.float64}
 
-class IntegerGraph:
-    """Collects the nodes and initializers of a graph whose every value is an integer tensor.
+
+class GraphBuilder:
+    """Collects the nodes and initializers of a graph.
 
     :param onnx: the onnx package.
-    :param specs: shape and range of each tensor of the program; they choose digits and safe shifts.
     """
 
-    def __init__(self, onnx: Any, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
-        self.specs = specs
-        #: Names of the int32 NCHW (or NC) values of the program's tensors.
-        self.values: dict[int, str] = {}
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._digits: dict[tuple[int, int], list[tuple[str, int]]] = {}
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Append a node and return the name of its result."""
@@ -34,26 +38,78 @@ class IntegerGraph:
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
-    def constant(self, values: Any, kind: str = "INT64") -> str:
-        """Name of an initializer of the given ONNX integer type; equal ones are shared."""
-        array = np.asarray(values, dtype=np.int64)
+    def constant(self, values: Any, kind: str = "INT64", name: str | None = None) -> str:
+        """Name of an initializer of the given ONNX type; unnamed equal ones are shared."""
+        array = np.asarray(values, dtype=FLOATS.get(kind, np.int64))
         key = (kind, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = self._constants[key] = f"c{len(self._constants)}"
-            element, content = getattr(self.onnx.TensorProto, kind), _raw(array, kind)
-            self.initializers.append(self.onnx.helper.make_tensor(name, element, array.shape, content, raw=True))
-        return self._constants[key]
+        if name is None and key in self._constants:
+            return self._constants[key]
+        label = name or self._constants.setdefault(key, f"c{len(self._constants)}")
+        element, content = getattr(self.onnx.TensorProto, kind), raw_content(array, kind)
+        self.initializers.append(self.onnx.helper.make_tensor(label, element, array.shape, content, raw=True))
+        return label
 
     def cast(self, value: str, kind: str) -> str:
-        """Convert to another integer type."""
+        """Convert to another type."""
         return self.node("Cast", value, to=getattr(self.onnx.TensorProto, kind))
+
+    def model(
+        self,
+        name: str,
+        pixels: tuple[str, Sequence[int]],
+        logits: tuple[str, Sequence[int]],
+        facts: Mapping[str, str],
+        opset: int = OPSET,
+    ) -> Any:
+        """The graph as a checked ONNX model.
+
+        :param name: of the graph.
+        :param pixels: type and shape of the input, without the batch axis.
+        :param logits: the same of the output.
+        :param facts: metadata.
+        """
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        values = [
+            helper.make_tensor_value_info(label, getattr(types, kind), ["N", *shape])
+            for label, (kind, shape) in ((INPUT, pixels), (OUTPUT, logits))
+        ]
+        model = helper.make_model(
+            helper.make_graph(self.nodes, name, values[:1], values[1:], self.initializers),
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=IR_VERSIONS[opset],
+            producer_name="arqsearch",
+        )
+        helper.set_model_props(model, dict(facts))
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def save_model(onnx: Any, model: Any, path: str | Path) -> None:
+    """Write a model; folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+
+
+class IntegerGraph(GraphBuilder):
+    """A graph over the tensors of a program, whose values are integer tensors.
+
+    :param onnx: the onnx package.
+    :param specs: shape and range of each tensor of the program; they choose digits and safe shifts.
+    """
+
+    def __init__(self, onnx: Any, specs: tuple[TensorSpec, ...]) -> None:
+        super().__init__(onnx)
+        self.specs = specs
+        #: Names of the int32 NCHW (or NC) values of the program's tensors.
+        self.values: dict[int, str] = {}
+        self._digits: dict[tuple[int, int], list[tuple[str, int]]] = {}
 
     def clip(self, value: str, lo: int, hi: int) -> str:
         """Clip an int32 value; bounds beyond int32 are those of int32."""
         bounds = (min(max(bound, O.INT32_MIN), O.INT32_MAX) for bound in (lo, hi))
         return self.node("Clip", value, *(self.constant(bound, "INT32") for bound in bounds))
 
-    def per_channel(self, values: Sequence[int], tensor: int, kind: str = "INT64") -> str:
+    def per_channel(self, values: Sequence[float], tensor: int, kind: str = "INT64") -> str:
         """A constant with one entry for each channel (or one for all), shaped to broadcast over a tensor."""
         return self.constant(np.reshape(values, (1, -1) + (1,) * (len(self.specs[tensor].shape) - 1)), kind)
 
@@ -140,11 +196,20 @@ class IntegerGraph:
         return self.floor_shift(value, shift, lo, hi, tensor)
 
 
-def _raw(array: np.ndarray, kind: str) -> bytes:
-    """Little-endian content; two 4-bit entries share a byte, the first in its low half."""
-    if kind != "UINT4":
-        stored: bytes = array.astype(np.dtype(kind.lower()).newbyteorder("<")).tobytes()
-        return stored
-    flat = np.append(array.ravel(), np.zeros(array.size % 2, dtype=np.int64))
-    pairs: np.ndarray = flat[0::2] | (flat[1::2] << 4)
-    return pairs.astype(np.uint8).tobytes()
+def raw_content(array: np.ndarray, kind: str) -> bytes:
+    """Little-endian content of a tensor; entries of 4 or 2 bits share a byte, the first in its lowest bits."""
+    if kind in FLOATS:
+        return bytes(array.astype(np.dtype(FLOATS[kind]).newbyteorder("<")).tobytes())
+    if kind not in PACKED_BITS:
+        return bytes(array.astype(np.dtype(kind.lower()).newbyteorder("<")).tobytes())
+    bits = PACKED_BITS[kind]
+    places = 8 // bits
+    flat = np.append(array.ravel(), np.zeros(-array.size % places, dtype=np.int64)) & (2**bits - 1)
+    packed = sum(flat[place::places] << (bits * place) for place in range(places))
+    return bytes(np.asarray(packed).astype(np.uint8).tobytes())
+
+
+def onnx_pads(padding: O.Padding) -> list[int]:
+    """Top, bottom, left, right in ONNX order: begins, then ends."""
+    top, bottom, left, right = padding
+    return [top, left, bottom, right]

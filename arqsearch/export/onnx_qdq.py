@@ -9,15 +9,14 @@ integer program by one code: same numbers, not the same bits. The strict-integer
 
 from __future__ import annotations
 
-import importlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from arqsearch.errors import ArqError, nearest
-from arqsearch.export.onnx_strict import HASH_KEY, INPUT, IR_VERSION, OPSET, OUTPUT, VERSION_KEY
+from arqsearch.export.onnx_graph import GraphBuilder, onnx_pads, save_model
+from arqsearch.export.runtime import FORM_KEYS, HASH_KEY, INPUT, OUTPUT, VERSION_KEY, load_model, require
 from arqsearch.integer.ops import INT32_MAX
 from arqsearch.integer.program import ARITHMETIC_VERSION, IntegerProgram
 from arqsearch.quantize.graph import LAYERS, Node
@@ -27,7 +26,8 @@ from arqsearch.quantize.quantizers import ROUNDING_OFFSET, ActivationQuantizer, 
 
 PixelType: TypeAlias = Literal["float32", "int16", "uint8"]
 
-NOTE_KEY, BITS_KEY = "arqsearch_note", "arqsearch_bitwidths"
+FORM = "qdq"
+NOTE_KEY, BITS_KEY = FORM_KEYS[FORM], "arqsearch_bitwidths"
 NOTE = (
     "Not bit-exact: same numbers as the integer program, but sums are floating point and the rounding at ties is the "
     "runtime's. Input: grey levels, NHWC, normalisation inside. The strict-integer ONNX is the exact form."
@@ -52,27 +52,18 @@ def export_qdq(
     """
     if pixels_dtype not in get_args(PixelType):
         raise ArqError(f"No pixel type {pixels_dtype!r}. {nearest(pixels_dtype, get_args(PixelType))}")
-    onnx = _require("onnx")
-    graph = _Export(onnx, net)
+    graph = _Export(require("onnx"), net)
     channels, height, width = net.input_shape
     element = {"float32": "FLOAT", "int16": "INT16", "uint8": "UINT8"}[pixels_dtype]
     graph.build(cast=pixels_dtype != "float32")
-    pixels = onnx.helper.make_tensor_value_info(
-        INPUT, getattr(onnx.TensorProto, element), ["N", height, width, channels]
-    )
-    shape = ["N", *net.graph[net.graph.output].shape]
-    logits = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape)
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(graph.nodes, "arqsearch_qdq", [pixels], [logits], graph.initializers),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="arqsearch",
-    )
     facts = {VERSION_KEY: str(ARITHMETIC_VERSION), NOTE_KEY: NOTE, BITS_KEY: net.bitwidths.to_json()}
-    onnx.helper.set_model_props(model, facts if program is None else {**facts, HASH_KEY: program.hash})
-    onnx.checker.check_model(model, full_check=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(path))
+    model = graph.model(
+        "arqsearch_qdq",
+        (element, (height, width, channels)),
+        ("FLOAT", net.graph[net.graph.output].shape),
+        facts if program is None else {**facts, HASH_KEY: program.hash},
+    )
+    save_model(graph.onnx, model, path)
 
 
 def run_qdq(path: str | Path, pixels: Any, *, batch: int = 64, threads: int = 1) -> np.ndarray:
@@ -86,17 +77,12 @@ def run_qdq(path: str | Path, pixels: Any, *, batch: int = 64, threads: int = 1)
     :returns: logits, float32 ``(N, K)``.
     :raises ArqError: when the file is missing or not such a model, or the pixels do not fit it.
     """
-    if not Path(path).is_file():
-        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format qdq` writes one.")
-    session = _session(str(path), Path(path).stat().st_mtime_ns, threads)
-    if NOTE_KEY not in session.get_modelmeta().custom_metadata_map:
-        raise ArqError(f"{path} is not a QDQ model of this package; export it with `arqsearch export --format qdq`.")
-    declared = session.get_inputs()[0]
-    kind = np.dtype(declared.type.removeprefix("tensor(").removesuffix(")").replace("float", "float32"))
-    images = np.asarray(pixels)
-    if images.ndim != 4 or list(images.shape[1:]) != declared.shape[1:]:
+    # Rewriting the graph would bring in kernels for which these sums were not made.
+    model = load_model(path, FORM, threads=threads, optimize=False)
+    kind, images = model.input_type, np.asarray(pixels)
+    if images.shape[1:] != model.shape:
         raise ArqError(
-            f"{path} takes pixels of shape (N, {', '.join(map(str, declared.shape[1:]))}); got {images.shape}. "
+            f"{path} takes pixels of shape (N, {', '.join(map(str, model.shape))}); got {images.shape}. "
             "Pass grey levels as NHWC."
         )
     if kind.kind in "iu" and images.size and not np.array_equal(images, images.astype(kind)):
@@ -104,44 +90,16 @@ def run_qdq(path: str | Path, pixels: Any, *, batch: int = 64, threads: int = 1)
             f"{path} takes {kind} pixels; these ({images.min()}..{images.max()}) are no whole numbers of that type. "
             "Export with pixels_dtype 'int16' or 'float32'."
         )
-    parts = [
-        session.run([OUTPUT], {INPUT: images[start : start + batch].astype(kind)})[0]
-        for start in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, *session.get_outputs()[0].shape[1:]), np.float32)
+    return model.run(images, batch, np.float32)
 
 
-def _require(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ArqError(f"QDQ ONNX needs the package {package}; run `pip install {package}`.") from error
-
-
-@lru_cache(maxsize=4)
-def _session(path: str, modified: int, threads: int) -> Any:
-    """An unoptimised inference session; `modified` makes a rewritten file a new one."""
-    ort = _require("onnxruntime")
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ArqError(f"onnxruntime {ort.__version__} cannot load {path}: {error}. Export it again.") from error
-
-
-class _Export:
+class _Export(GraphBuilder):
     """Walks the graph of a network as fake quantization does; values are NCHW float32."""
 
     def __init__(self, onnx: Any, net: QuantizedNet) -> None:
-        self.onnx = onnx
+        super().__init__(onnx)
         self.net = net
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
         self.values: dict[str, str] = {}
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def build(self, cast: bool) -> None:
         """Emit every node.
@@ -154,37 +112,24 @@ class _Export:
 
     # ---- building blocks ---------------------------------------------------------------------
 
-    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Append a node and return the name of its result."""
-        name = output or f"t{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def constant(self, values: Any, kind: str = "FLOAT", name: str | None = None) -> str:
-        """Name of an initializer; unnamed equal ones are shared."""
-        array = np.ascontiguousarray(values, np.float32 if kind == "FLOAT" else np.int64).reshape(np.shape(values))
-        key = (kind, array.shape, array.tobytes())
-        if name is None and key in self._constants:
-            return self._constants[key]
-        label = name or self._constants.setdefault(key, f"c{len(self._constants)}")
-        element = getattr(self.onnx.TensorProto, kind)
-        self.initializers.append(self.onnx.helper.make_tensor(label, element, array.shape, _raw(array, kind), raw=True))
-        return label
+    def real(self, values: Any, name: str | None = None) -> str:
+        """Name of a float32 initializer."""
+        return self.constant(values, "FLOAT", name)
 
     def per_channel(self, values: Any) -> str:
         """A float for each channel, shaped to broadcast over NCHW."""
-        return self.constant(np.reshape(values, (1, -1, 1, 1)))
+        return self.real(np.reshape(values, (1, -1, 1, 1)))
 
     def quantized(self, value: str, table: ActivationQuantizer, bits: int) -> str:
         """The pair, with a clip to the code range where the stored type is wider."""
-        step = self.constant(_numpy(table.step(bits)).reshape(()))
+        step = self.real(_numpy(table.step(bits)).reshape(()))
         return self.pair(self.floored(value, step, table), step, step, code_range(bits, table.signed))
 
     def floored(self, value: str, step: str, table: ActivationQuantizer) -> str:
         """Rounding down is no rounding of QuantizeLinear, so it stands before it."""
         if table.rounding != "floor":
             return value
-        nudged = self.node("Add", self.node("Div", value, step), self.constant(np.float32(ROUNDING_OFFSET["floor"])))
+        nudged = self.node("Add", self.node("Div", value, step), self.real(np.float32(ROUNDING_OFFSET["floor"])))
         return self.node("Mul", self.node("Floor", nudged), step)
 
     def pair(self, value: str, step: str, real_step: str, limits: tuple[int, int]) -> str:
@@ -202,7 +147,7 @@ class _Export:
             return value
         if node.cap is None:
             return self.node("Relu", value)
-        return self.node("Clip", value, self.constant(0.0), self.constant(node.cap))
+        return self.node("Clip", value, self.real(0.0), self.real(node.cap))
 
     # ---- nodes -------------------------------------------------------------------------------
 
@@ -212,11 +157,11 @@ class _Export:
         pixels = self.node("Transpose", pixels, perm=[0, 3, 1, 2])
         if settings.input_mode == "clip":
             bits = net.layer(net.placements["input"][1]).bits[1]
-            clipped = self.node("Clip", pixels, self.constant(0.0), self.constant(255.0))
+            clipped = self.node("Clip", pixels, self.real(0.0), self.real(255.0))
             # A quarter above the centre: whole grey levels on a tie round up, as in the program.
-            centred = self.node("Sub", clipped, self.constant(CLIP_CENTRE - 0.25))
+            centred = self.node("Sub", clipped, self.real(CLIP_CENTRE - 0.25))
             limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-            steps = self.constant(2.0 ** (8 - bits)), self.constant(net.clip_step(bits))
+            steps = self.real(2.0 ** (8 - bits)), self.real(net.clip_step(bits))
             value = self.pair(centred, *steps, limits)
             return self.node("Sub", value, self.per_channel(_numpy(net.clip_zero(bits)) * net.clip_step(bits)))
         centred = self.node("Sub", pixels, self.per_channel(_numpy(net.mean)))
@@ -251,7 +196,7 @@ class _Export:
             *operands,
             kernel_shape=list(attrs["kernel"]),
             strides=list(attrs["stride"]),
-            pads=_pads(attrs["padding"]),
+            pads=onnx_pads(attrs["padding"]),
             group=attrs["groups"],
         )
 
@@ -273,7 +218,7 @@ class _Export:
 
     def _dequantized(self, codes: str, scales: np.ndarray, name: str) -> str:
         scalar = scales.size == 1
-        scale = self.constant(scales.reshape(()) if scalar else scales, name=name)
+        scale = self.real(scales.reshape(()) if scalar else scales, name=name)
         if scalar:
             return self.node("DequantizeLinear", codes, scale)
         return self.node("DequantizeLinear", codes, scale, axis=0)
@@ -281,7 +226,7 @@ class _Export:
     def _add(self, node: Node, sources: list[str]) -> str:
         """Both operands on the stream's scale in int16, then the sum: no tie is left for its own pair."""
         table, bits = self.net.stream(node.name), self.net.settings.residual_bits
-        step, zero = self.constant(_numpy(table.step(bits)).reshape(())), self.constant(0, "INT16")
+        step, zero = self.real(_numpy(table.step(bits)).reshape(())), self.constant(0, "INT16")
         operands = []
         for source in sources:
             codes = self.node("QuantizeLinear", self.floored(source, step, table), step, zero)
@@ -295,36 +240,20 @@ class _Export:
         if node.kind in ("avgpool", "maxpool"):
             window: dict[str, Any] = {"kernel_shape": list(attrs["kernel"]), "strides": list(attrs["stride"])}
             if node.kind == "maxpool":
-                return self.node("MaxPool", value, **window, pads=_pads(attrs["padding"]))
-            return self.node("AveragePool", value, **window, pads=_pads(attrs["padding"]), count_include_pad=1)
+                return self.node("MaxPool", value, **window, pads=onnx_pads(attrs["padding"]))
+            return self.node("AveragePool", value, **window, pads=onnx_pads(attrs["padding"]), count_include_pad=1)
         if node.kind == "pad":
-            top, left, bottom, right = _pads(attrs["padding"])
-            return self.node("Pad", value, self.constant([0, 0, top, left, 0, 0, bottom, right], "INT64"))
+            top, left, bottom, right = onnx_pads(attrs["padding"])
+            return self.node("Pad", value, self.constant([0, 0, top, left, 0, 0, bottom, right]))
         if node.kind == "padchannels":
             pads = [0, attrs["before"], 0, 0, 0, attrs["after"], 0, 0]
-            return self.node("Pad", value, self.constant(pads, "INT64"))
+            return self.node("Pad", value, self.constant(pads))
         if node.kind == "slice":
             starts, ends, steps = zip(attrs["channels"], attrs["rows"], attrs["columns"], strict=True)
-            bounds = (self.constant(numbers, "INT64") for numbers in (starts, ends, (1, 2, 3), steps))
+            bounds = (self.constant(numbers) for numbers in (starts, ends, (1, 2, 3), steps))
             return self.node("Slice", value, *bounds)
         return self.node("Flatten", value, axis=1) if node.kind == "flatten" else value
 
 
 def _numpy(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().double().numpy())
-
-
-def _pads(padding: tuple[int, int, int, int]) -> list[int]:
-    """Top, bottom, left, right in ONNX order: begins, then ends."""
-    top, bottom, left, right = padding
-    return [top, left, bottom, right]
-
-
-def _raw(array: np.ndarray, kind: str) -> bytes:
-    """Little-endian content; two 4-bit entries share a byte, the first in its low half."""
-    if kind == "FLOAT":
-        return bytes(array.astype("<f4").tobytes())
-    if kind != "INT4":
-        return bytes(array.astype(np.dtype(kind.lower()).newbyteorder("<")).tobytes())
-    flat = np.append(array.ravel(), np.zeros(array.size % 2, dtype=np.int64)) & 15
-    return bytes((flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes())

@@ -22,24 +22,29 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from arqsearch.errors import ArqError
-from arqsearch.export.onnx_graph import IntegerGraph
+from arqsearch.export.onnx_graph import IntegerGraph, onnx_pads, save_model
+from arqsearch.export.runtime import (
+    FORM_KEYS,
+    HASH_KEY,
+    INPUT,
+    OUTPUT,
+    RANGE_KEY,
+    VERSION_KEY,
+    load_model,
+    read_metadata,
+    require,
+)
 from arqsearch.integer import ops as O
 from arqsearch.integer.program import ARITHMETIC_VERSION, IntegerProgram
 from arqsearch.integer.ranges import divide_rounded, prove
 
-#: First opset with 4-bit tensors.
-OPSET = 21
-IR_VERSION = 10
-INPUT, OUTPUT = "pixels", "logits"
-#: Keys of the model's metadata.
-HASH_KEY, VERSION_KEY, RANGE_KEY = "arqsearch_program_hash", "arqsearch_arithmetic_version", "arqsearch_pixel_range"
+FORM = "onnx"
 
 
 def export_strict(program: IntegerProgram, path: str | Path) -> None:
@@ -51,33 +56,31 @@ def export_strict(program: IntegerProgram, path: str | Path) -> None:
     :param path: where to write; folders are made.
     :raises ArqError: when the range proof fails or the package onnx is missing.
     """
-    onnx = _require("onnx")
+    graph = IntegerGraph(require("onnx"), program.tensors)
     prove(program)
-    graph = IntegerGraph(onnx, program.tensors)
-    shape = ["N", *program.input.shape]
-    pixels = onnx.helper.make_tensor_value_info(INPUT, onnx.TensorProto.INT16, shape)
-    graph.values[0] = graph.node("Transpose", graph.cast(INPUT, "INT32"), perm=[0, 3, 1, 2])
+    graph.values[0] = channels_first(graph)
     for op in program.ops:
         graph.values[op.output] = RULES[type(op)](graph, op)
     graph.node("Identity", graph.values[program.output], output=OUTPUT)
-    logits = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.INT32, ["N", program.num_classes])
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(graph.nodes, "arqsearch", [pixels], [logits], graph.initializers),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="arqsearch",
-    )
-    onnx.helper.set_model_props(
-        model,
-        {
-            HASH_KEY: program.hash,
-            VERSION_KEY: str(ARITHMETIC_VERSION),
-            RANGE_KEY: json.dumps([program.input.lo, program.input.hi]),
-        },
-    )
-    onnx.checker.check_model(model, full_check=True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(path))
+    write_integers(graph, program, path, {FORM_KEYS[FORM]: "integer tensors only"})
+
+
+def channels_first(graph: IntegerGraph) -> str:
+    """The input as int32 NCHW."""
+    return graph.node("Transpose", graph.cast(INPUT, "INT32"), perm=[0, 3, 1, 2])
+
+
+def write_integers(
+    graph: IntegerGraph, program: IntegerProgram, path: str | Path, facts: dict[str, str], **options: int
+) -> None:
+    """Write a graph from int16 pixels to int32 logits with what identifies its program."""
+    identity = {
+        HASH_KEY: program.hash,
+        VERSION_KEY: str(ARITHMETIC_VERSION),
+        RANGE_KEY: json.dumps([program.input.lo, program.input.hi]),
+    }
+    pixels, logits = ("INT16", program.input.shape), ("INT32", (program.num_classes,))
+    save_model(graph.onnx, graph.model("arqsearch", pixels, logits, {**identity, **facts}, **options), path)
 
 
 def run_strict(path: str | Path, pixels: Any, *, batch: int = 64, threads: int = 1) -> np.ndarray:
@@ -89,60 +92,13 @@ def run_strict(path: str | Path, pixels: Any, *, batch: int = 64, threads: int =
     :returns: logits, int32 ``(N, K)``.
     :raises ArqError: when the file is missing or not such a model, or the pixels do not fit it.
     """
-    if not Path(path).is_file():
-        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx` writes one.")
-    session = _session(str(path), Path(path).stat().st_mtime_ns, threads)
-    meta = session.get_modelmeta().custom_metadata_map
-    if RANGE_KEY not in meta:
-        raise ArqError(f"{path} is not a strict-integer model of this package; export the program again.")
-    images = np.asarray(pixels)
-    shape, (lo, hi) = session.get_inputs()[0].shape[1:], json.loads(meta[RANGE_KEY])
-    if images.dtype.kind not in "iu" or images.ndim != 4 or list(images.shape[1:]) != shape:
-        raise ArqError(
-            f"{path} takes integer pixels of shape (N, {', '.join(map(str, shape))}); "
-            f"got {images.dtype} {images.shape}. Pass the uint8 or int16 image as NHWC."
-        )
-    if images.size and (images.min() < lo or images.max() > hi):
-        raise ArqError(
-            f"Pixels span {images.min()}..{images.max()}, the proofs cover {lo}..{hi}; export for this noise."
-        )
-    parts = [
-        session.run([OUTPUT], {INPUT: images[start : start + batch].astype(np.int16)})[0]
-        for start in range(0, len(images), batch)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, session.get_outputs()[0].shape[1]), dtype=np.int32)
+    model = load_model(path, FORM, threads=threads)
+    return model.run(model.integer_pixels(pixels), batch, np.int32)
 
 
 def strict_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of an exported model: program hash, arithmetic version, pixel range."""
-    if not Path(path).is_file():
-        raise ArqError(f"No ONNX model at {path}; `arqsearch export --format onnx` writes one.")
-    model = _require("onnx").load(str(path))
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def _require(package: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ArqError(f"Strict ONNX needs the package {package}; run `pip install {package}`.") from error
-
-
-@lru_cache(maxsize=4)
-def _session(path: str, modified: int, threads: int) -> Any:
-    """An inference session; `modified` makes a rewritten file a new one."""
-    ort = _require("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ArqError(
-            f"onnxruntime {ort.__version__} cannot load {path}: {error}. Export the program again."
-        ) from error
+    return read_metadata(path, FORM)
 
 
 def _input_quantize(graph: IntegerGraph, op: O.InputQuantize) -> str:
@@ -233,7 +189,7 @@ def _conv2d(graph: IntegerGraph, op: O.Conv2d) -> str:
         "ConvInteger",
         kernel_shape=list(op.weight.shape[1:3]),
         strides=list(op.stride),
-        pads=_pads(op.padding),
+        pads=onnx_pads(op.padding),
         group=op.groups,
     )
     return _with_bias(graph, value, op.bias, op.output)
@@ -260,7 +216,7 @@ def _sum_pool(graph: IntegerGraph, op: O.SumPool2d) -> str:
         "ConvInteger",
         kernel_shape=list(op.kernel),
         strides=list(op.stride),
-        pads=_pads(op.padding),
+        pads=onnx_pads(op.padding),
         group=shape[2],
     )
 
@@ -280,14 +236,8 @@ def _max_pool(graph: IntegerGraph, op: O.MaxPool2d) -> str:
     return graph.node("Max", *parts)
 
 
-def _pads(padding: O.Padding) -> list[int]:
-    """Top, bottom, left, right in ONNX order: begins, then ends."""
-    top, bottom, left, right = padding
-    return [top, left, bottom, right]
-
-
 def _spatial_pad(graph: IntegerGraph, value: str, padding: O.Padding, fill: str) -> str:
-    top, left, bottom, right = _pads(padding)
+    top, left, bottom, right = onnx_pads(padding)
     return graph.node("Pad", value, graph.constant([0, 0, top, left, 0, 0, bottom, right]), fill)
 
 

@@ -93,12 +93,19 @@ def _share(row: Mapping[str, Any], column: str) -> Cell:
     return Cell(percent(row[column]), _interval(row, column, 100, 1))
 
 
-def _radius(row: Mapping[str, Any]) -> Cell:
-    return Cell(floor_to(row["acr"], 3), _interval(row, "acr", 1, 3)) if "acr" in row else Cell(DASH)
+def _radius(row: Mapping[str, Any], column: str) -> Cell:
+    return Cell(floor_to(row[column], 3), _interval(row, column, 1, 3)) if column in row else Cell(DASH)
 
 
 def _plain(row: Mapping[str, Any], column: str) -> Cell:
     return Cell(f"{int(row[column]):,}") if column in row else Cell(DASH)
+
+
+def _bound(row: Mapping[str, Any], column: str) -> Cell:
+    """An upper bound, rounded up to three decimals; certificates only, as estimates promise nothing."""
+    if column not in row or row["kind"] == "estimate":
+        return Cell(DASH)
+    return Cell(f"{math.ceil(row[column] * 1000 - 1e-9) / 1000:g}")
 
 
 def found_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -116,14 +123,24 @@ def comparison_table(content: ReportContent) -> Table:
     for column in content.keyed("certified"):
         label = Cell(f"Certified at r = {column.split('@')[1]}", "smoothed, L2")
         lines.append([label, *(_share(row, column) for row in rows)])
-    if "acr" in columns:
-        lines.append([Cell("ACR", "average certified radius"), *(_radius(row) for row in rows)])
+    for column in content.keyed("undecided"):
+        label = Cell(f"Undecided at r = {column.split('@')[1]}", "images of right class, not certified")
+        lines.append([label, *(_plain(row, column) for row in rows)])
+    for column, name in (("acr", "ACR"), ("acr_bound", "ACR, lower bound")):
+        if column in columns:
+            lines.append([Cell(name, "average certified radius"), *(_radius(row, column) for row in rows)])
     for column in content.keyed("ibp"):
         label = Cell(f"Certified at ε = {column.split('@')[1]}", "interval bounds, L∞, grey levels")
         lines.append([label, *(_share(row, column) for row in rows)])
+    if "rule" in columns and {row.get("rule") for row in rows} - {None, "fixed"}:
+        lines.append([Cell("Rule"), *(Cell(str(row.get("rule", DASH))) for row in rows)])
+        lines.append([Cell("Samples taken", "mean per image"), *(_plain(row, "mean_samples") for row in rows)])
     for column, label in (("n", Cell("n", "noise samples per image")), ("images", Cell("Test images"))):
         if column in columns:
             lines.append([label, *(_plain(row, column) for row in rows)])
+    if "expected_wrong" in columns:
+        label = Cell("Wrong certificates", "at most, expected over the noise")
+        lines.append([label, *(_bound(row, "expected_wrong") for row in rows)])
     header = [Cell(""), *(Cell(str(r["name"]), ESTIMATE_LABEL if r["kind"] == "estimate" else "") for r in rows)]
     return Table(header, lines, _found_column(rows))
 

@@ -12,21 +12,28 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from arqsearch.certify.base import BaseNetwork
 from arqsearch.certify.certificate import read_lines
 from arqsearch.certify.intervals import IntervalBounds
 from arqsearch.certify.noise import ESTIMATE, NoiseTable, noise
 from arqsearch.certify.smoothing import program_classifier
 from arqsearch.certify.verify import verify_file
+from arqsearch.data import Dataset
 from arqsearch.errors import ArqError
+from arqsearch.export.c_matrix import TOOLCHAINS
+from arqsearch.export.c_package import MODEL_FILE, PACKAGE_DIR, VECTOR_IMAGES, CPackage, export_c
 from arqsearch.export.config import apply_config
 from arqsearch.export.config_schema import CONFIG_FILE
-from arqsearch.export.onnx_strict import HASH_KEY, export_strict, run_strict, strict_metadata
+from arqsearch.export.matrix import FAST_FILE, STRICT_FILE, package_row
+from arqsearch.export.onnx_fast import check_fast
+from arqsearch.export.onnx_strict import export_strict, run_strict, strict_metadata
+from arqsearch.export.runtime import HASH_KEY
 from arqsearch.integer.program import IntegerProgram
-from arqsearch.search.certification import clean_accuracy, load_program
+from arqsearch.recipe import Certify
+from arqsearch.search.certification import clean_accuracy, find_program, load_program, smoothing_settings
 from arqsearch.search.stages import FLOAT
 from arqsearch.search.workspace import Workspace
 
-STRICT_FILE = "strict.onnx"
 #: Noisy test images on which the exported ONNX must equal the program, and the values they may add up to.
 ONNX_IMAGES, ONNX_VALUES = 64, 64 * 32 * 32 * 3
 #: Test images whose interval verdicts are recomputed, unless all are asked for.
@@ -50,9 +57,33 @@ def check_certificates(space: Workspace, name: str, images: int) -> Checked:
     integer = load_program(space, name)
     classify = program_classifier(integer, space.recipe.sigma)
     checked = verify_file(
-        path, classify, test, integer.hash, sample=images or None, batch_size=space.recipe.certify.batch_size
-    )
+        path, classify, test, integer.hash, sample=images or None, batch_size=space.recipe.certify.batch_size,
+        classes=integer.num_classes, base=verifying_base(path, space.recipe.certify, integer, test, images, space.dir),
+    )  # fmt: skip
     return checked.lines, f"lines hold, {len(checked.recomputed)} recomputed with equal counts and radius"
+
+
+def verifying_base(
+    path: Path, section: Certify, program: IntegerProgram, test: Dataset, images: int, folder: Path | None
+) -> BaseNetwork | None:
+    """The base network of an incremental certificate, itself verified; None for the other rules.
+
+    :param path: the incremental certificate file.
+    :param section: names the base network's certificates and, if not in a run folder, its program.
+    :raises ArqError: when these are missing, or the base network's certificates do not hold.
+    """
+    lines = read_lines(path)
+    if not lines or lines[0].incremental is None:
+        return None
+    if section.base is None:
+        raise ArqError(f"{path} starts from another network's certificates; name their file: --base CERT.")
+    source = Path(section.base).expanduser()
+    base = find_program(source, section.base_program, folder)
+    if base is None:
+        raise ArqError(f"The program behind {source} was not found; name it: --base-program FILE.")
+    classify = program_classifier(base, lines[0].sigma)
+    verify_file(source, classify, test, base.hash, sample=images or None, classes=base.num_classes)
+    return BaseNetwork(source, program.metadata, classify, base.hash, keep=False)
 
 
 def _never_run(pixels: torch.Tensor) -> torch.Tensor:
@@ -144,6 +175,21 @@ def same_as_fresh_export(path: Path, program: IntegerProgram) -> bool:
         return bool(onnx.load(str(path)) == onnx.load(str(fresh)))
 
 
+def check_fast_onnx(space: Workspace, name: str, images: int) -> Checked:
+    """The exported fast ONNX: its program's hash and every logit, by onnxruntime."""
+    path, program = space.export_dir(name) / FAST_FILE, load_program(space, name)
+    pixels = onnx_pixels(program, space)
+    try:
+        count = check_fast(path, program, pixels)
+    except ArqError:
+        raise
+    except Exception as error:  # A damaged model can fail anywhere in onnx and onnxruntime.
+        raise ArqError(
+            f"{path} cannot be run ({type(error).__name__}); export it again with --format onnx-fast."
+        ) from error
+    return len(pixels), f"images run by onnxruntime, all {count} logits equal"
+
+
 def check_config(space: Workspace, name: str, images: int) -> Checked:
     """The exported config and its base give the program again."""
     path, program = space.export_dir(name) / CONFIG_FILE, load_program(space, name)
@@ -153,10 +199,40 @@ def check_config(space: Workspace, name: str, images: int) -> Checked:
     return 1, "gives the same program hash again"
 
 
+def write_package(space: Workspace, program: IntegerProgram, folder: Path) -> CPackage:
+    """The C package of a program with the run's certificate settings and test images."""
+    test = space.test_set.subset(np.arange(min(VECTOR_IMAGES, len(space.test_set))))
+    settings = smoothing_settings(space.recipe)
+    return export_c(program, folder, smoothing=settings, images=test.images, image_ids=[int(i) for i in test.ids])
+
+
+def check_c(space: Workspace, name: str, images: int) -> Checked:
+    """The C package: the files that its export gives now, and, where there is a compiler, every logit."""
+    folder, program = space.export_dir(name) / PACKAGE_DIR, load_program(space, name)
+    again = f"export it again with `arqsearch export {space.dir} --network {name} --format c`"
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = write_package(space, program, Path(scratch) / "fresh")
+        for path in fresh.files:
+            relative = path.relative_to(fresh.folder)
+            exported = folder / relative
+            if not exported.is_file() or exported.read_bytes() != path.read_bytes():
+                raise ArqError(f"{exported} is missing, altered or made by another version; {again}.")
+        pixels, chain = onnx_pixels(program, space), TOOLCHAINS["gcc portable"]
+        expected = program.run(pixels, backend="torch").numpy()
+        # The vector kernels take long to compile; verifying the export folder alone runs them, too.
+        row = package_row(program, folder, chain, Path(scratch), pixels, expected, "-O3 -DARQ_PORTABLE_ONLY")
+    if row.ran and not row.equal:
+        raise ArqError(f"{folder}: {row.result}; {again}.")
+    ran = f"{row.images} images run, all {row.logits} logits equal" if row.ran else row.result
+    return len(fresh.files), f"files are those of a fresh export; {chain.name}: {ran}"
+
+
 #: Name of a check: the file it needs, and what it does with it.
 CHECKS: dict[str, tuple[Callable[[Workspace, str], Path], Check]] = {
     "certificates": (Workspace.certificate_path, check_certificates),
     "bounds": (Workspace.bounds_path, check_bounds),
     "strict ONNX": (lambda space, name: space.export_dir(name) / STRICT_FILE, check_onnx),
+    "fast ONNX": (lambda space, name: space.export_dir(name) / FAST_FILE, check_fast_onnx),
     "config": (lambda space, name: space.export_dir(name) / CONFIG_FILE, check_config),
+    "C package": (lambda space, name: space.export_dir(name) / PACKAGE_DIR / MODEL_FILE, check_c),
 }

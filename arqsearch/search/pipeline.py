@@ -16,8 +16,8 @@ from arqsearch.search.workspace import Workspace
 
 Outcome = dict[str, Any]
 #: Columns of the final table that the command prints, with short headings; radii and ε follow.
-SHOWN = {"name": "network", "kind": "kind", "clean_accuracy": "clean", "acr": "ACR", "bops_percent": "BOPs %",
-         "weight_bytes": "bytes"}  # fmt: skip
+SHOWN = {"name": "network", "kind": "kind", "clean_accuracy": "clean", "acr": "ACR", "acr_bound": "ACR ≥",
+         "bops_percent": "BOPs %", "weight_bytes": "bytes"}  # fmt: skip
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _heading(key: str) -> str:
     """Short heading of a column of the final table; empty for one that is not shown."""
     if key.endswith(("_low", "_high")):
         return ""
-    for prefix, short in (("certified@", "r≥"), ("ibp@", "ε≤")):
+    for prefix, short in (("certified@", "r≥"), ("undecided@", "open r="), ("ibp@", "ε≤")):
         if key.startswith(prefix):
             return short + key.removeprefix(prefix)
     return SHOWN.get(key, "")

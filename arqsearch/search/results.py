@@ -35,7 +35,9 @@ def read_json(path: Path, command: str) -> dict[str, Any]:
 def comparison_rows(space: Workspace) -> list[dict[str, Any]]:
     """Rows of clean accuracy, certified accuracy at radii, ACR, interval accuracy and cost, as far as they are made.
 
-    Accuracies are fractions with 95 % Clopper-Pearson ends over the images; the float network's row is an
+    ``acr`` is there for the rule ``fixed`` only; other rules give ``acr_bound``, which is below it. ``undecided@r``
+    counts images that the cap left open at r, ``expected_wrong`` is α times the estimated images. Accuracies are
+    fractions with 95 % Clopper-Pearson ends over the images; the float network's row is an
     estimate by the same protocol, not a certificate.
     """
     layers = space.net().layer_infos
@@ -66,9 +68,12 @@ def _certificates(path: Path, radii: Sequence[float]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for radius, found in summary.accuracy.items():
         row |= _interval(f"certified@{radius:g}", found)
+    row |= {f"undecided@{radius:g}": count for radius, count in summary.undecided.items()}
+    acr = "acr_bound" if summary.acr_is_lower_bound else "acr"
+    row |= {acr: summary.acr, f"{acr}_low": summary.acr_low, f"{acr}_high": summary.acr_high}
     return row | {
-        "acr": summary.acr, "acr_low": summary.acr_low, "acr_high": summary.acr_high, "n": summary.n,
-        "images": summary.images, "abstained": summary.abstained,
+        "n": summary.n, "images": summary.images, "abstained": summary.abstained, "rule": summary.rule,
+        "mean_samples": summary.mean_samples, "expected_wrong": summary.expected_wrong,
     }  # fmt: skip
 
 

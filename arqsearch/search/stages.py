@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from arqsearch import models
+from arqsearch.certify.base import PROVENANCE
+from arqsearch.certify.noise import SEARCH
 from arqsearch.envs.evaluator import Evaluation
 from arqsearch.envs.feasibility import Feasibility
 from arqsearch.errors import ArqError
@@ -256,6 +258,8 @@ def finetune_network(recipe: Recipe, name: str, on_progress: OnProgress) -> str:
         "sigma": recipe.sigma,
         "weights_hash": state_hash(net.state_dict()),
         "network": name,
+        # Certification draws other streams; training draws from torch's generators, which are none of these.
+        PROVENANCE: [[recipe.seed, SEARCH]],
     }
     program = lower(net, noise_limit=space.table.hi, metadata=metadata)
     if Ranks.current().first:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arqsearch import __version__
+from arqsearch.certify.line import INCREMENTAL, SEQUENTIAL
 from arqsearch.data import data_root
 from arqsearch.data.parquet import has_parquet, image_column, split_files
 from arqsearch.errors import ArqError
@@ -72,7 +74,7 @@ def title(files: RunFiles) -> str:
 
 def summary(files: RunFiles) -> dict[str, object]:
     """Headline facts, label to value."""
-    recipe, certify = files.recipe, files.recipe.certify
+    recipe = files.recipe
     counts = {policy: len(result["history"]) for policy, result in files.searches.items()}
     weights = "" if recipe.model.weights is None else f", base {Path(recipe.model.weights).name}"
     return {
@@ -81,20 +83,38 @@ def summary(files: RunFiles) -> dict[str, object]:
         "Noise": f"σ = {recipe.sigma:g} in units of [0,1] pixels: s = {255 * recipe.sigma:g} grey levels",
         "Budget": budget(files),
         "Evaluations": ", ".join(f"{policy}{_FIXED}{count:,}" for policy, count in counts.items()) or "none yet",
-        "Certificates": f"n0 = {certify.n0:,} and n = {certify.n:,} samples, α = {certify.alpha:g} per image",
+        "Certificates": _protocol(files),
         "Test images": _test_images(files),
         "Input": _input(files),
     }
+
+
+def _protocol(files: RunFiles) -> str:
+    """The rule of the certificates with its numbers."""
+    certify = files.recipe.certify
+    select = f"n0 = {certify.n0:,}"
+    if certify.rule == SEQUENTIAL:
+        radii = ", ".join(f"{radius:g}" for radius in sorted(certify.radii))
+        first = "the label is tested" if certify.target == "label" else select
+        words = f"rule sequential, {first}, up to {certify.cap:,} samples to decide r = {radii}"
+    elif certify.rule == INCREMENTAL:
+        words = f"rule incremental, {certify.shared:,} samples shared with {certify.base}"
+    else:
+        words = f"{select} and n = {certify.n:,} samples"
+    return f"{words}, α = {certify.alpha:g} per image"
 
 
 def _test_images(files: RunFiles) -> str:
     """How many images stand behind each kind of figure: what was done, else what the recipe asks for."""
     certify = files.recipe.certify
     certified = max((len(lines) for lines in files.lines.values()), default=certify.images)
+    every = f"first {certified:,}" if certified is not None else "all"
+    if certify.every > 1:
+        every += f" of every {certify.every}th"
     clean = max((bounds["clean"]["images"] for bounds in files.bounds.values()), default=certify.clean_images)
     verdicts = [len(bounds["interval"]["images"]) for bounds in files.bounds.values() if "interval" in bounds]
     bounded = max(verdicts, default=certify.interval_images)
-    return f"first {certified:,} certified, first {bounded:,} bounded, first {clean:,} for clean accuracy"
+    return f"{every} certified, first {bounded:,} bounded, first {clean:,} for clean accuracy"
 
 
 def _input(files: RunFiles) -> str:
@@ -124,9 +144,16 @@ def guarantee(files: RunFiles) -> str:
         "Not guaranteed: the answer of a single run at an L2 radius, other images, other changes, and the FP32 "
         "network, whose floating-point row is an estimate by the same protocol. Scores of the search are estimates on "
         f"held-out training images. Of many certified images, a share of up to {certify.alpha:g} may be wrong on "
-        "average.",
+        f"average: at most {_expected_wrong(files)} of all certificates of this table.",
     ]
     return "\n\n".join(paragraphs)
+
+
+def _expected_wrong(files: RunFiles) -> str:
+    """Bound on the expected number of wrong certificates, over all certified networks."""
+    lines = [line for name, found in files.lines.items() if name != FLOAT for line in found]
+    total = math.fsum(line.alpha for line in lines if line.estimated)
+    return f"{math.ceil(1000 * total - 1e-9) / 1000:g}"
 
 
 def notes(files: RunFiles) -> list[str]:
@@ -148,10 +175,19 @@ def notes(files: RunFiles) -> list[str]:
             "A candidate's reward is the weighted sum of its terms less those of the W8A8 network; the spread of the "
             f"terms is that of {SPREAD_CONFIGURATIONS} random configurations within the budget."
         )
+    asked = recipe.certify.images or 0
     for name, lines in files.lines.items():
-        if len(lines) < recipe.certify.images:
-            done = f"{len(lines):,} of {recipe.certify.images:,} images are done"
+        if len(lines) < asked:
+            done = f"{len(lines):,} of {asked:,} images are done"
             remarks.append(f"{display_name(files.space, name)}: {done}; its figures are of those.")
+    rules = {line.rule for name, lines in files.lines.items() if name != FLOAT for line in lines}
+    if SEQUENTIAL in rules:
+        remarks.append(
+            "Rule sequential: sampling stops when the asked radii are decided, so a radius beyond them is a lower "
+            "bound, and so are ACR and the curves between asked radii. Undecided images are not certified."
+        )
+    if INCREMENTAL in rules:
+        remarks.append("Rule incremental: radii follow from another network's votes and are lower bounds, ACR as well.")
     if recipe.certify.skip_misclassified and files.lines:
         remarks.append("Images whose selected class is wrong were not estimated: they count 0 at every radius.")
     return remarks

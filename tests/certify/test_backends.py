@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +11,25 @@ import pytest
 import torch
 
 from arqsearch import models
+from arqsearch.certify.base import PROVENANCE, BaseNetwork
 from arqsearch.certify.certificate import certify_dataset
-from arqsearch.certify.noise import SEARCH, NoiseTable
+from arqsearch.certify.noise import ESTIMATE, SEARCH, NoiseTable
 from arqsearch.certify.smoothing import (
     Classifier,
     NativeClassifier,
     SmoothingSettings,
     VoteCounter,
+    count_classes,
     count_votes,
     first_argmax,
     program_classifier,
+    sample_classes,
 )
 from arqsearch.certify.verify import verify_file
 from arqsearch.data import load
 from arqsearch.errors import ArqError
 from arqsearch.integer.lowering import lower
-from arqsearch.integer.native.engine import native_available
+from arqsearch.integer.native.engine import NativeBackend, NativeNoise, native_available
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
 from arqsearch.search import evaluator
@@ -124,3 +128,54 @@ def test_numbers_that_leave_the_counter_are_refused_on_both(
         for ids, seed, stage in (([2**32], 0, 0), ([0], 2**64, 0), ([0], -1, 0), ([0], 0, 3)):
             with pytest.raises(ArqError):
                 count_votes(classify, data.images, ids, table=TABLE, seed=seed, stage=stage, samples=2, batch_size=4)
+
+
+def test_classes_of_samples_are_the_same_and_add_up_to_the_votes(
+    program: IntegerProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settings = Colours(2), replace(SETTINGS, seed=9)
+    found = {}
+    for backend in ("torch", "native"):
+        classify = classifier(program, backend, monkeypatch)
+        found[backend] = sample_classes(classify, data.images[1], int(data.ids[1]), ESTIMATE, 333, settings)
+        assert found[backend].dtype == np.int64 and found[backend].shape == (333,)
+        counted = [
+            count_classes(classify, data.images[1], int(data.ids[1]), ESTIMATE, count, settings, start)
+            for start, count in ((0, 100), (100, 1), (101, 232))
+        ]
+        for name in range(program.num_classes):
+            assert sum(part.get(name, 0) for part in counted) == int((found[backend] == name).sum())
+    assert np.array_equal(found["torch"], found["native"]) and len(np.unique(found["native"])) > 1
+
+
+def test_threads_do_not_change_the_classes(program: IntegerProgram) -> None:
+    data, drawn = Colours(2), NativeNoise(TABLE.thresholds, TABLE.lo)
+    answers = [
+        NativeBackend(program, threads=threads).classes(
+            drawn, data.images, data.ids.tolist(), seed=1, stage=ESTIMATE, samples=150, sample_start=2**32 - 150
+        )
+        for threads in (1, 3)
+    ]
+    assert answers[0].dtype == np.uint16 and answers[0].shape == (2, 150) and np.array_equal(*answers)
+    with pytest.raises(ArqError, match="N ids"):
+        NativeBackend(program).classes(drawn, data.images, [1], seed=1, stage=ESTIMATE, samples=2)
+    with pytest.raises(ValueError, match="argument"):
+        NativeBackend(program).classes(
+            drawn, data.images[:1], [1], seed=1, stage=ESTIMATE, samples=2, sample_start=2**32 - 1
+        )
+
+
+def test_every_rule_writes_the_same_bytes(
+    program: IntegerProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequential = replace(SETTINGS, rule="sequential", radii=(0.05, 0.1), cap=200)
+    near = replace(SETTINGS, rule="incremental", shared=120)
+    for backend in ("torch", "native"):
+        classify = classifier(program, backend, monkeypatch)
+        certify_dataset(classify, Colours(), program.hash, sequential, tmp_path / f"{backend}-sequential.jsonl")
+        path = tmp_path / backend / "base.jsonl"
+        certify_dataset(classify, Colours(), program.hash, SETTINGS, path)
+        base = BaseNetwork(path, {PROVENANCE: []}, classify, program.hash)
+        certify_dataset(classify, Colours(), program.hash, near, tmp_path / f"{backend}-near.jsonl", base=base)
+    for name in ("sequential.jsonl", "near.jsonl"):
+        assert (tmp_path / f"torch-{name}").read_bytes() == (tmp_path / f"native-{name}").read_bytes()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from arqsearch.certify.certificate import CertificateWriter, certify_dataset, merge, read_lines
+from arqsearch.certify.certificate import CertificateWriter, certify_dataset, read_lines
 from arqsearch.certify.line import CertificateLine
+from arqsearch.certify.line_schema import AlphaSplit, Incremental, Sequential, TwoClass, schema, schema_text
+from arqsearch.certify.shards import merge
 from arqsearch.certify.smoothing import SmoothingSettings
 from arqsearch.certify.verify import verify_file
 from arqsearch.errors import ArqError
@@ -36,6 +38,7 @@ class Counting:
         return (pixels[:, 0, 0, 0] >= self.threshold).to(torch.int64)
 
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "certificate.schema.json"
 SETTINGS = SmoothingSettings(sigma=0.1, n0=20, n=200, seed=5, batch_size=64)
 
 
@@ -61,7 +64,9 @@ def test_file_has_one_line_for_each_image_in_order(dataset, whole):
     assert [line.label for line in lines] == dataset.labels.tolist()
     assert all(not line.problems() for line in lines)
     assert [line.estimated for line in lines].count(False) >= 1
-    names = "alpha certified class counts d_tau data digest estimated format image label n n0 program radius rule"
+    names = (
+        "alpha certified class counts d_tau data digest estimated format image label n n0 program radius rule s version"
+    )
     for text in whole.read_text().splitlines():
         fields = json.loads(text)
         assert set(fields) == {*names.split(" "), "seed", "sigma"}
@@ -71,8 +76,20 @@ def test_file_has_one_line_for_each_image_in_order(dataset, whole):
 def test_the_format_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "certificate-format.md").read_text()
     line = CertificateLine("p", "d", 0, 1, 0.1, 0.0, 0.001, 0, 1, 1, 1, {1: 1}, {}, False, False, 0.0)
-    for name in json.loads(line.to_json()):
+    for name in [*json.loads(line.to_json()), "two_class", "sequential", "incremental"]:
         assert f"`{name}`" in text, name
+    for part in (TwoClass, Sequential, Incremental, AlphaSplit):
+        for name in part.model_fields:
+            assert f"`{name}`" in text, f"{part.__name__}.{name}"
+
+
+def test_the_committed_schema_is_that_of_the_code():
+    command = "python -c \"from arqsearch.certify.line_schema import schema_text; print(schema_text(), end='')\""
+    assert SCHEMA.read_text() == schema_text(), f"write it again: {command} > {SCHEMA}"
+    fields = schema()["properties"]
+    line = CertificateLine("p", "d", 0, 1, 0.1, 0.0, 0.001, 0, 1, 1, 1, {1: 1}, {}, False, False, 0.0)
+    assert {*json.loads(line.to_json()), "two_class", "sequential", "incremental"} == set(fields)
+    assert all("type" in value or "anyOf" in value or "$ref" in value or "const" in value for value in fields.values())
 
 
 @pytest.mark.parametrize("kept", [0, 1, 150, 500, 900, 1700, -1])
@@ -133,8 +150,8 @@ def test_shards_merge_to_the_whole(dataset, whole, tmp_path):
     for index, shard in enumerate(shards):
         certify_dataset(Counting(), dataset, "hash", SETTINGS, shard, positions=range(2 - index, 9, 3))
     merged = merge(shards, tmp_path / "merged.jsonl", dataset)
-    assert merged.read_bytes() == whole.read_bytes()
-    assert merge([merged, *shards], merged, dataset).read_bytes() == whole.read_bytes()
+    assert merged.path.read_bytes() == whole.read_bytes() and merged.missing == ()
+    assert merge([merged.path, *shards], merged.path, dataset).path.read_bytes() == whole.read_bytes()
     certify_dataset(Counting(150), dataset, "hash", SETTINGS, tmp_path / "other.jsonl")
     with pytest.raises(ArqError, match="two different lines"):
         merge([whole, tmp_path / "other.jsonl"], tmp_path / "x.jsonl", dataset)
@@ -142,6 +159,25 @@ def test_shards_merge_to_the_whole(dataset, whole, tmp_path):
     with pytest.raises(ArqError, match="other settings"):
         merge([whole, tmp_path / "seed.jsonl"], tmp_path / "x.jsonl", dataset)
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_file_of_the_former_format_is_refused_with_the_remedy(whole):
+    fields = json.loads(whole.read_text().splitlines()[0])
+    former = {name: value for name, value in fields.items() if name not in ("s", "version")} | {"format": 1}
+    whole.write_text(json.dumps(former, sort_keys=True, separators=(",", ":")) + "\n")
+    for read in (read_lines, CertificateWriter):
+        with pytest.raises(ArqError, match=r"format 1; this version reads format 2\. .*`arqsearch certify` again"):
+            read(whole)
+
+
+def test_a_file_of_another_version_is_read_but_not_continued(dataset, whole):
+    older = [replace(line, version="0.0.9") for line in read_lines(whole)]
+    whole.write_text("".join(line.to_json() + "\n" for line in older))
+    assert certify_dataset(Counting(), dataset, "hash", SETTINGS, whole) == older
+    assert verify_file(whole, Counting(), dataset, "hash").lines == 9
+    whole.write_text("".join(line.to_json() + "\n" for line in older[:-1]))
+    with pytest.raises(ArqError, match=r"begun by version 0\.0\.9"):
+        certify_dataset(Counting(), dataset, "hash", SETTINGS, whole)
 
 
 def test_two_writers_are_refused(tmp_path):
@@ -152,7 +188,7 @@ def test_two_writers_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"radius": 0.9}, {"class": 7}, {"image": 41}, {"n": 100}, {"sigma": 0.2}, {"format": 2}, {"extra": 1}]
+    "change", [{"radius": 0.9}, {"class": 7}, {"image": 41}, {"n": 100}, {"sigma": 0.2}, {"format": 1}, {"extra": 1}]
 )
 def test_altered_lines_are_refused(whole, change):
     lines = whole.read_text().splitlines()
@@ -175,7 +211,7 @@ def test_damaged_lines_are_refused(whole, junk):
 def test_values_of_a_wrong_type_are_refused(whole):
     line = read_lines(whole)[0]
     for change in ({"sigma": "0.1"}, {"n": True}, {"radius": 0}, {"label": "1"}, {"certified": 1}):
-        with pytest.raises(ArqError, match="not a certificate line"):
+        with pytest.raises(ArqError, match=r"not a certificate line|was altered"):
             CertificateLine.from_json(replace(line, **change).to_json())
 
 
@@ -207,7 +243,8 @@ def forge(path: Path, **changes: object) -> None:
         ({"d_tau": 0.0}, "d_tau"),
         ({"label": 3}, "label 3"),
         ({"image": 12345}, "no such image"),
-        ({"rule": "fxed"}, "Did you mean 'fixed'"),
+        ({"rule": "fxed"}, "rule: Input should be 'fixed'"),
+        ({"rule": "sequential"}, "the part 'sequential' is missing"),
         ({"program": "other"}, "program other"),
         ({"estimated": False, "estimate": {}, "certified": False, "radius": 0.0}, "skipped"),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 
 from arqsearch.errors import ArqError
 from arqsearch.export.onnx_qdq import BITS_KEY, NOTE_KEY, export_qdq, run_qdq
-from arqsearch.export.onnx_strict import HASH_KEY
+from arqsearch.export.runtime import HASH_KEY
 from arqsearch.integer import ops as O
 from arqsearch.integer.lowering import lower
 from arqsearch.quantize.bitwidths import BitWidths

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from arqsearch.errors import ArqError
-from arqsearch.export import onnx_strict
 from arqsearch.export.onnx_strict import export_strict, run_strict, strict_metadata
+from arqsearch.export.runtime import HASH_KEY, RANGE_KEY, VERSION_KEY
 from arqsearch.integer import ops as O
 from arqsearch.integer.program import ARITHMETIC_VERSION, IntegerProgram, TensorSpec
 from arqsearch.integer.ranges import infer
@@ -170,9 +170,9 @@ def test_the_model_names_its_program(tmp_path: Path) -> None:
     program = random_program(6)
     export_strict(program, tmp_path / "deep" / "strict.onnx")
     meta = strict_metadata(tmp_path / "deep" / "strict.onnx")
-    assert meta[onnx_strict.HASH_KEY] == program.hash
-    assert meta[onnx_strict.VERSION_KEY] == str(ARITHMETIC_VERSION)
-    assert json.loads(meta[onnx_strict.RANGE_KEY]) == [program.input.lo, program.input.hi]
+    assert meta[HASH_KEY] == program.hash
+    assert meta[VERSION_KEY] == str(ARITHMETIC_VERSION)
+    assert json.loads(meta[RANGE_KEY]) == [program.input.lo, program.input.hi]
 
 
 def test_the_file_depends_on_the_program_alone(tmp_path: Path) -> None:

@@ -21,3 +21,14 @@ def count_votes(
     votes: NDArray[np.uint32],
     /,
 ) -> None: ...
+def classes(
+    handle: Any,
+    table: Any,
+    seed: int,
+    stage: int,
+    image_id: int,
+    image: NDArray[np.uint8],
+    first: int,
+    out: NDArray[np.uint16],
+    /,
+) -> None: ...

@@ -148,19 +148,7 @@ class NativeBackend:
         :returns: int64 ``(N, classes)``.
         :raises ArqError: when the images do not fit the program, or noisy pixels could leave its input range.
         """
-        spec = self.program.input
-        if images.dtype != np.uint8 or images.shape[1:] != spec.shape or len(image_ids) != len(images):
-            raise ArqError(
-                f"Votes need uint8 images (N, {', '.join(map(str, spec.shape))}) and N ids; got {images.dtype} "
-                f"{images.shape} and {len(image_ids)} ids."
-            )
-        if noise.lo < spec.lo or 255 + noise.hi > spec.hi:
-            raise ArqError(
-                f"Noisy pixels lie in {noise.lo}..{255 + noise.hi}, the proofs cover {spec.lo}..{spec.hi}; lower the "
-                "network again for this noise level."
-            )
-        images = np.require(images, requirements=("C", "A"))
-        ids = np.array(image_ids, dtype=np.uint32)
+        images, ids = self._noisy_images(noise, images, image_ids)
         votes = np.zeros((len(images), self.program.num_classes), dtype=np.int64)
 
         def work(piece: tuple[slice, slice]) -> NDArray[np.uint32]:
@@ -176,6 +164,56 @@ class NativeBackend:
         for (rows, _), part in zip(pieces, _each(work, pieces, threads), strict=True):
             votes[rows] += part
         return votes
+
+    def classes(
+        self,
+        noise: NativeNoise,
+        images: NDArray[np.uint8],
+        image_ids: Sequence[int],
+        *,
+        seed: int,
+        stage: int,
+        samples: int,
+        sample_start: int = 0,
+    ) -> NDArray[np.uint16]:
+        """Class of each noisy copy: what :meth:`count_votes` counts.
+
+        :param images: uint8 ``(N, H, W, C)``.
+        :returns: uint16 ``(N, samples)``.
+        :raises ArqError: as :meth:`count_votes`.
+        """
+        images, ids = self._noisy_images(noise, images, image_ids)
+        found = np.zeros((len(images), samples), dtype=np.uint16)
+
+        def work(piece: tuple[int, slice]) -> None:
+            row, copies = piece
+            first = sample_start + copies.start
+            _native.classes(
+                self._handle, noise.handle, seed, stage, int(ids[row]), images[row], first, found[row, copies]
+            )
+
+        threads = self._threads()
+        share = _share(len(images) * samples, threads)
+        for _ in _each(work, list(product(range(len(images)), _pieces(samples, share))), threads):
+            pass
+        return found
+
+    def _noisy_images(
+        self, noise: NativeNoise, images: NDArray[np.uint8], image_ids: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+        """Images and ids as the extension takes them, checked."""
+        spec = self.program.input
+        if images.dtype != np.uint8 or images.shape[1:] != spec.shape or len(image_ids) != len(images):
+            raise ArqError(
+                f"Votes need uint8 images (N, {', '.join(map(str, spec.shape))}) and N ids; got {images.dtype} "
+                f"{images.shape} and {len(image_ids)} ids."
+            )
+        if noise.lo < spec.lo or 255 + noise.hi > spec.hi:
+            raise ArqError(
+                f"Noisy pixels lie in {noise.lo}..{255 + noise.hi}, the proofs cover {spec.lo}..{spec.hi}; lower the "
+                "network again for this noise level."
+            )
+        return np.require(images, requirements=("C", "A")), np.array(image_ids, dtype=np.uint32)
 
     def _threads(self) -> int:
         return self.threads or torch.get_num_threads()

@@ -17,8 +17,8 @@ SOURCES = Path(arqsearch.__file__).parent / "integer" / "native" / "csrc"
 HARNESS = Path(__file__).with_name("harness.c")
 #: Every warning that the package promises to be free of, as an error.
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror")
-#: Without optimization: compiling the vector kernels under sanitizers takes a minute otherwise.
-SANITIZE = ("-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+#: Without optimization the inlined vector kernels would need more stack than there is.
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 PORTABLE = "-DARQ_PORTABLE_ONLY"
 
 
@@ -45,16 +45,20 @@ def compile_c(
     """
     command = [compiler_path, *STRICT, *flags, "-I", str(SOURCES), *map(str, sources)]
     version = subprocess.run([compiler_path, "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256("\n".join(command).encode() + version)
+    content = hashlib.sha256(version)
     for path in sorted({*sources, *SOURCES.glob("*.h")}):
-        digest.update(path.name.encode() + path.read_bytes())
+        content.update(path.name.encode() + path.read_bytes())
     assert config.cache is not None
-    target = config.cache.mkdir("arqsearch-native") / f"{digest.hexdigest()[:16]}-{name}"
+    folder = config.cache.mkdir("arqsearch-native")
+    way = hashlib.sha256("\n".join([name, compiler_path, *flags]).encode()).hexdigest()[:16]
+    target = folder / f"{way}-{content.hexdigest()[:16]}-{name}"
     if not target.exists():
         # Another worker may do the same at this moment; the last one wins.
         unfinished = target.with_suffix(f".{os.getpid()}")
         done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        for outdated in set(folder.glob(f"{way}-*-{name}")) - {target}:
+            outdated.unlink(missing_ok=True)
         unfinished.replace(target)
     return target
 

@@ -29,7 +29,7 @@ static shape draw_shape(void)
     s.depthwise = draw(3) == 0;
     s.out_channels = channels[draw(18)];
     s.channels = s.depthwise ? s.out_channels : channels[draw(18)];
-    s.kernel_h = draw(8) == 0 ? 5 + draw(3) : 1 + draw(3);
+    s.kernel_h = draw(s.depthwise ? 4 : 8) == 0 ? 5 + draw(3) : 1 + draw(3);
     s.kernel_w = draw(3) != 0 ? s.kernel_h : 1 + draw(4);
     s.stride_h = draw(3) != 0 ? 1 : draw(4) != 0 ? 2 : 3;
     s.stride_w = draw(10) == 0 ? 1 + draw(3) : s.stride_h;
@@ -43,7 +43,7 @@ static shape draw_shape(void)
     s.sum_class = ARQ_SUM_U8 + draw(3);
     s.depth = s.sum_class == ARQ_SUM_PAIRS ? depths[draw(8)] : 1;
     s.umax = most[draw(7)];
-    s.bits = 2 + draw(7);
+    s.bits = draw(2) == 0 ? 8 : 2 + draw(7);
     s.zero = draw(2) == 0 ? 0 : between(-255, 3);
     return s;
 }

@@ -173,7 +173,7 @@ static void fill_weights(int32_t *weights, const unsigned char *real, size_t ste
 {
     /* Split into halves of 4 bits, 8 and -8 have the largest low part, 127 and -128 the largest high one. */
     static const int32_t constants[] = {8, -8, 120, 127, -128};
-    const int32_t constant = most == 128 && sum_class == ARQ_SUM_U8 && draw(4) == 0 ? constants[draw(5)] : 0;
+    const int32_t constant = most == 128 && sum_class == ARQ_SUM_U8 && draw(2) == 0 ? constants[draw(5)] : 0;
     const int hard = draw(2) == 0;
     int32_t up = INT16_MAX / umax, down = -INT16_MIN / umax;
     memset(weights, 0, 2 * steps * lanes * sizeof *weights);
@@ -191,7 +191,8 @@ static void fill_weights(int32_t *weights, const unsigned char *real, size_t ste
             for (size_t j = 0; j < 2; ++j) {
                 if (real[at + j]) {
                     const int any = sum_class == ARQ_SUM_U8;
-                    const int32_t w = constant != 0 ? constant : draw_weight(most, any ? most : up, any ? most : down, hard);
+                    const int32_t drawn = draw_weight(most, any ? most : up, any ? most : down, hard);
+                    const int32_t w = constant != 0 ? constant : drawn;
                     weights[at + j] = w;
                     up -= w > 0 ? w : 0;
                     down -= w < 0 ? -w : 0;

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integer.native import assembler as A
 from tests.integer.native import build
-from tests.integer.native.test_runtime import FusedConvolution
+from tests.integer.native.fused_convolutions import FusedConvolution
 from tests.integer.random_programs import random_program
 
 Blob = np.ndarray[tuple[int], np.dtype[np.uint32]]
@@ -20,7 +20,7 @@ MODEL_REFUSED = 14
 QUIET = {"ASAN_OPTIONS": "detect_leaks=0"}
 
 
-@pytest.fixture(scope="module", params=["clang", pytest.param("gcc", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["gcc", pytest.param("clang", marks=pytest.mark.slow)])
 def harness(request: pytest.FixtureRequest) -> Path:
     """The harness under AddressSanitizer and UndefinedBehaviorSanitizer."""
     return build.harness(request.config, build.compiler(request.param), build.SANITIZE)

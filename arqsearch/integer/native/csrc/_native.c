@@ -440,6 +440,84 @@ static PyObject *count_votes(PyObject *Py_UNUSED(module), PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* Class of each noisy copy of one image; 0 when there is no memory. */
+static int answer(const arq_model *model, const arq_noise *noise, const vote_task *task, uint16_t *classes,
+                  arq_status *status)
+{
+    const size_t size = (size_t)model->height * model->width * model->channels;
+    const block pixels = allocate(size * sizeof(int16_t));
+    const block logits = allocate(model->classes * sizeof(int32_t));
+    const block arena = allocate(model->arena_bytes);
+    const int enough = pixels.data && logits.data && arena.data;
+    if (enough) {
+        int16_t *noisy = (int16_t *)(void *)pixels.data;
+        int32_t *found = (int32_t *)(void *)logits.data;
+        *status = ARQ_OK;
+        for (uint32_t done = 0; done < task->samples && *status == ARQ_OK; done++) {
+            *status = arq_noisy(noise, task->seed, task->stage, task->image_ids[0], task->first + done, task->images,
+                                noisy, size);
+            if (*status == ARQ_OK) {
+                *status = arq_run(model, noisy, size, found, model->classes, arena.data, model->arena_bytes);
+            }
+            if (*status == ARQ_OK) {
+                classes[done] = (uint16_t)arq_first_maximum(found, model->classes);
+            }
+        }
+    }
+    free(pixels.raw);
+    free(logits.raw);
+    free(arena.raw);
+    return enough;
+}
+
+PyDoc_STRVAR(classes_doc, "classes(handle, table, seed, stage, image id, image, first sample, out): the class of each "
+                          "noisy copy of a uint8 image (H, W, C), as many copies as uint16 items in out.");
+static PyObject *classes(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *handle, *table, *source, *target;
+    unsigned long long seed;
+    unsigned int stage, image_id, first;
+    Py_buffer image, out;
+    if (!PyArg_ParseTuple(arguments, "OOKIIOIO:classes", &handle, &table, &seed, &stage, &image_id, &source, &first,
+                          &target)) {
+        return NULL;
+    }
+    const arq_model *model = model_of(handle);
+    const arq_noise *noise = model ? noise_of(table) : NULL;
+    if (!noise || !take(source, &image, "B", 0, "image")) {
+        return NULL;
+    }
+    if (!take(target, &out, "H", 1, "out")) {
+        PyBuffer_Release(&image);
+        return NULL;
+    }
+    arq_status status = ARQ_ERROR_SIZE;
+    int enough = 1;
+    const size_t samples = items(&out);
+    if (items(&image) == (size_t)model->height * model->width * model->channels && model->classes <= UINT16_MAX + 1u) {
+        const uint32_t id = image_id;
+        if (samples > 0 && samples - 1 > UINT32_MAX - first) {
+            status = ARQ_ERROR_ARGUMENT; /* samples are numbered in 32 bits */
+        } else if (noise->lo < model->pixel_lo || (int64_t)noise->lo + noise->count + UINT8_MAX > model->pixel_hi) {
+            status = ARQ_ERROR_RANGE;
+        } else {
+            const vote_task task = {seed, stage, first, (uint32_t)samples, &id, image.buf, NULL, 1};
+            Py_BEGIN_ALLOW_THREADS
+            enough = answer(model, noise, &task, out.buf, &status);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&out);
+    if (!enough) {
+        return PyErr_NoMemory();
+    }
+    if (status != ARQ_OK) {
+        return fail(status);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"isas", isas, METH_NOARGS, isas_doc},
     {"open", open_model, METH_VARARGS, open_doc},
@@ -448,6 +526,7 @@ static PyMethodDef functions[] = {
     {"noise_table", noise_table, METH_VARARGS, table_doc},
     {"noise", draw_noise, METH_VARARGS, noise_doc},
     {"count_votes", count_votes, METH_VARARGS, votes_doc},
+    {"classes", classes, METH_VARARGS, classes_doc},
     {NULL, NULL, 0, NULL},
 };
 

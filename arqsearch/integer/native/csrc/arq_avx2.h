@@ -99,6 +99,13 @@ ARQ_AVX2_INLINE __m256i arq_avx2_load(const void *from)
 /* Pins a sum where it is: compilers otherwise regroup the additions of unrolled steps and run out of registers. */
 #define ARQ_AVX2_KEEP(sum) __asm__("" : "+x"(sum))
 
+/* Before a loop over registers. gcc needs to be told below -O3; clang unrolls such loops early only if it is not. */
+#ifdef __clang__
+#define ARQ_AVX2_UNROLL
+#else
+#define ARQ_AVX2_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 /* Four bytes, eight times. */
 ARQ_AVX2_INLINE __m256i arq_avx2_broadcast(const unsigned char *from)
 {

@@ -1,8 +1,9 @@
 /* AVX2 convolution: sums of a strip of output pixels for a block of 16 (or 8) channels.
  *
  * A tile holds 6, 4 or 1 pixels x 16 channels (8 pixels x 8 channels) in registers and walks over the window: each step
- * broadcasts 4 neighbouring codes of a pixel and multiplies them with the weights of 8 channels. Pixels have pointers of
- * their own, so tiles run on across the ends of rows.
+ * broadcasts 4 neighbouring codes of a pixel and multiplies them with the weights of 8 channels at a time. Pixels have
+ * pointers of their own, so tiles run on across the ends of rows. With 12 (or 8) sums in registers the loop is bound by
+ * its vpmaddubsw and vpaddw, not by loads.
  *
  * Two ways to multiply:
  *   bytes  vpmaddubsw + vpaddw: two int16 parts a channel (32 products in 2 instructions). Exact as long as the parts
@@ -30,113 +31,120 @@ typedef struct walk {
     const unsigned char *weights;
 } walk;
 
-/* One step: the products of `vectors` x 8 channels with 4 bytes of each pixel. */
-#define ONE_STEP(pixels, vectors, kind)                                                                              \
-    do {                                                                                                              \
-        __m256i w[4];                                                                                                 \
-        for (int v = 0; v < (vectors) * ((kind) == SPREAD ? 2 : 1); ++v) {                                            \
-            w[v] = arq_avx2_load(weights + 32 * v);                                                                   \
-        }                                                                                                             \
-        weights += 32 * (vectors) * ((kind) == SPREAD ? 2 : 1);                                                       \
-        for (int p = 0; p < (pixels); ++p) {                                                                          \
-            const __m256i x = arq_avx2_broadcast(from[p] + at);                                                       \
-            for (int v = 0; v < (vectors); ++v) {                                                                     \
-                if ((kind) == BYTES) {                                                                                \
-                    acc[p][v] = _mm256_add_epi16(acc[p][v], _mm256_maddubs_epi16(x, w[v]));                           \
-                } else if ((kind) == JOINED) {                                                                        \
-                    const __m256i pair = _mm256_maddubs_epi16(x, w[v]);                                               \
-                    acc[p][v] = _mm256_add_epi32(acc[p][v], _mm256_madd_epi16(pair, ones));                           \
-                } else if ((kind) == WORDS) {                                                                         \
-                    acc[p][v] = _mm256_add_epi32(acc[p][v], _mm256_madd_epi16(x, w[v]));                              \
-                } else {                                                                                              \
-                    const __m256i low = _mm256_shuffle_epi8(x, first_two);                                            \
-                    const __m256i high = _mm256_shuffle_epi8(x, last_two);                                            \
-                    acc[p][v] = _mm256_add_epi32(acc[p][v], _mm256_madd_epi16(low, w[v]));                            \
-                    acc[p][v] = _mm256_add_epi32(acc[p][v], _mm256_madd_epi16(high, w[(vectors) + v]));               \
-                }                                                                                                     \
-                ARQ_AVX2_KEEP(acc[p][v]);                                                                             \
-            }                                                                                                         \
-        }                                                                                                             \
-        at += 4;                                                                                                      \
-    } while (0)
-
-/* Sums of `pixels` x (8 * vectors) channels over the whole window. All but the first two arguments of the loops are
- * constants where this is expanded. */
-ARQ_AVX2_INLINE void tile(const int pixels, const int vectors, const int kind, const walk *over, const size_t *offsets,
-                          __m256i *sums)
+/* One step: the products of `vectors` x 8 channels with 4 bytes of each pixel. `pixels`, `vectors` and `kind` are
+ * constants where this is expanded, so that `sums` are registers. Returns the weights of the next step. */
+ARQ_AVX2_INLINE const unsigned char *one_step(const int pixels, const int vectors, const int kind,
+                                              const unsigned char *const *from, size_t at,
+                                              const unsigned char *weights, __m256i sums[8][2])
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i first_two = _mm256_set1_epi32((int32_t)0x80018000u);
-    const __m256i last_two = _mm256_set1_epi32((int32_t)0x80038002u);
+    const int loads = kind == SPREAD ? 2 * vectors : vectors;
+    __m256i w[4];
+    ARQ_AVX2_UNROLL
+    for (int v = 0; v < loads; ++v) {
+        w[v] = arq_avx2_load(weights + 32 * v);
+    }
+    ARQ_AVX2_UNROLL
+    for (int p = 0; p < pixels; ++p) {
+        const __m256i x = arq_avx2_broadcast(from[p] + at);
+        ARQ_AVX2_UNROLL
+        for (int v = 0; v < vectors; ++v) {
+            __m256i sum = sums[p][v];
+            if (kind == BYTES) {
+                sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(x, w[v]));
+            } else if (kind == JOINED) {
+                const __m256i pair = _mm256_maddubs_epi16(x, w[v]);
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pair, _mm256_set1_epi16(1)));
+            } else if (kind == WORDS) {
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, w[v]));
+            } else {
+                /* bytes 0, 1 and 2, 3 of each four, as int16 */
+                const __m256i low = _mm256_shuffle_epi8(x, _mm256_set1_epi32((int32_t)0x80018000u));
+                const __m256i high = _mm256_shuffle_epi8(x, _mm256_set1_epi32((int32_t)0x80038002u));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, w[v]));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high, w[vectors + v]));
+            }
+            ARQ_AVX2_KEEP(sum);
+            sums[p][v] = sum;
+        }
+    }
+    return weights + 32 * loads;
+}
+
+/* Sums of `pixels` x (8 * vectors) channels over the whole window. */
+ARQ_AVX2_INLINE void tile(const int pixels, const int vectors, const int kind, const walk *over, const size_t *offsets,
+                          __m256i *to)
+{
     const unsigned char *weights = over->weights, *from[8];
-    const size_t end = 4 * (size_t)over->steps, row_bytes = over->row_bytes;
-    __m256i acc[8][2];
+    const size_t length = 4 * (size_t)over->steps;
+    __m256i sums[8][2];
+    size_t start = 0;
+    ARQ_AVX2_UNROLL
     for (int p = 0; p < pixels; ++p) {
         from[p] = over->input + offsets[p];
+        ARQ_AVX2_UNROLL
         for (int v = 0; v < vectors; ++v) {
-            acc[p][v] = _mm256_setzero_si256();
+            sums[p][v] = _mm256_setzero_si256();
         }
     }
-    for (uint32_t row = 0; row < over->rows; ++row) {
-        size_t at = 0;
-        for (; at + 8 <= end;) {
-            ONE_STEP(pixels, vectors, kind);
-            ONE_STEP(pixels, vectors, kind);
+    for (uint32_t row = 0; row < over->rows; ++row, start += over->row_bytes) {
+        const size_t stop = start + length;
+        size_t at = start;
+        for (; at + 8 <= stop; at += 8) {
+            weights = one_step(pixels, vectors, kind, from, at, weights, sums);
+            weights = one_step(pixels, vectors, kind, from, at + 4, weights, sums);
         }
-        if (at < end) {
-            ONE_STEP(pixels, vectors, kind);
-        }
-        for (int p = 0; p < pixels; ++p) {
-            from[p] += row_bytes;
+        if (at < stop) {
+            weights = one_step(pixels, vectors, kind, from, at, weights, sums);
         }
     }
+    ARQ_AVX2_UNROLL
     for (int p = 0; p < pixels; ++p) {
+        ARQ_AVX2_UNROLL
         for (int v = 0; v < vectors; ++v) {
-            _mm256_storeu_si256(sums + vectors * p + v, acc[p][v]);
+            _mm256_storeu_si256(to + vectors * p + v, sums[p][v]);
         }
     }
 }
 
-/* The same in int16 parts that are widened and added to int32 sums after every `depth` steps. */
+/* The same in int16 parts that are widened and added to the int32 sums at `to` after every `depth` steps. */
 ARQ_AVX2_INLINE void deep_tile(const int pixels, const int vectors, uint32_t depth, const walk *over,
-                               const size_t *offsets, __m256i *sums)
+                               const size_t *offsets, __m256i *to)
 {
     const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i first_two = ones, last_two = ones;
     const unsigned char *weights = over->weights, *from[8];
-    const size_t end = 4 * (size_t)over->steps, row_bytes = over->row_bytes;
-    size_t room = 4 * (size_t)depth;
-    __m256i acc[8][2];
-    (void)first_two;
-    (void)last_two;
+    const size_t length = 4 * (size_t)over->steps;
+    __m256i sums[8][2];
+    size_t start = 0, room = 4 * (size_t)depth;
+    ARQ_AVX2_UNROLL
     for (int p = 0; p < pixels; ++p) {
         from[p] = over->input + offsets[p];
+        ARQ_AVX2_UNROLL
         for (int v = 0; v < vectors; ++v) {
-            acc[p][v] = _mm256_setzero_si256();
-            _mm256_storeu_si256(sums + vectors * p + v, acc[p][v]);
+            sums[p][v] = _mm256_setzero_si256();
+            _mm256_storeu_si256(to + vectors * p + v, sums[p][v]);
         }
     }
-    for (uint32_t row = 0; row < over->rows; ++row) {
-        for (size_t at = 0; at < end;) {
-            const size_t stop = end - at < room ? end : at + room;
-            room -= stop - at;
-            while (at < stop) {
-                ONE_STEP(pixels, vectors, BYTES);
+    for (uint32_t row = 0; row < over->rows; ++row, start += over->row_bytes) {
+        const size_t stop = start + length;
+        for (size_t at = start; at < stop;) {
+            const size_t until = stop - at < room ? stop : at + room;
+            room -= until - at;
+            for (; at < until; at += 4) {
+                weights = one_step(pixels, vectors, BYTES, from, at, weights, sums);
             }
-            if (room == 0 || (at == end && row + 1 == over->rows)) {
+            if (room == 0 || (at == stop && row + 1 == over->rows)) {
                 room = 4 * (size_t)depth;
+                ARQ_AVX2_UNROLL
                 for (int p = 0; p < pixels; ++p) {
+                    ARQ_AVX2_UNROLL
                     for (int v = 0; v < vectors; ++v) {
-                        __m256i *sum = sums + vectors * p + v;
-                        const __m256i wide = _mm256_madd_epi16(acc[p][v], ones);
-                        _mm256_storeu_si256(sum, _mm256_add_epi32(_mm256_loadu_si256(sum), wide));
-                        acc[p][v] = _mm256_setzero_si256();
+                        __m256i *total = to + vectors * p + v;
+                        const __m256i wide = _mm256_madd_epi16(sums[p][v], ones);
+                        _mm256_storeu_si256(total, _mm256_add_epi32(_mm256_loadu_si256(total), wide));
+                        sums[p][v] = _mm256_setzero_si256();
                     }
                 }
             }
-        }
-        for (int p = 0; p < pixels; ++p) {
-            from[p] += row_bytes;
         }
     }
 }

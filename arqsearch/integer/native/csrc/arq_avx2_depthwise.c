@@ -52,7 +52,9 @@ ARQ_AVX2_INLINE void add_taps(const unsigned char *const window[2], size_t a, si
     ARQ_AVX2_KEEP(first); /* loaded once */
     ARQ_AVX2_KEEP(second);
     const __m256i low = _mm256_unpacklo_epi8(first, second), high = _mm256_unpackhi_epi8(first, second);
-    for (int v = 0; v < (split ? 4 : 2); ++v) {
+    const int parts = split ? 4 : 2;
+    ARQ_AVX2_UNROLL
+    for (int v = 0; v < parts; ++v) {
         part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(v % 2 == 0 ? low : high, weights[v]));
         ARQ_AVX2_KEEP(part[v]);
     }
@@ -62,7 +64,7 @@ ARQ_AVX2_INLINE void add_taps(const unsigned char *const window[2], size_t a, si
  * Pixels missing at the end are the last one again (arq_avx2_windows). `wide` and `split` are constants. */
 ARQ_AVX2_INLINE void sums_3x3(const walk *over, const arq_strip *strip, const int wide, const int split)
 {
-    const int vectors = split ? 1 : 2, pixels = wide ? 1 : 2;
+    const int vectors = split ? 1 : 2, pixels = wide ? 1 : 2, parts = split ? 4 : 2;
     const unsigned char *weights = over->weights;
     const size_t column = over->pixel_bytes, row = over->row_bytes;
     __m256i *sums = strip->sums;
@@ -70,9 +72,11 @@ ARQ_AVX2_INLINE void sums_3x3(const walk *over, const arq_strip *strip, const in
         const size_t *offsets = over->offsets + n;
         const unsigned char *window[2][2];
         __m256i part[2][4];
+        ARQ_AVX2_UNROLL
         for (int i = 0; i < vectors; ++i) {
             window[i][0] = over->input + offsets[pixels * i];
             window[i][1] = over->input + offsets[pixels * i + pixels - 1];
+            ARQ_AVX2_UNROLL
             for (int v = 0; v < 4; ++v) {
                 part[i][v] = _mm256_setzero_si256();
             }
@@ -80,12 +84,14 @@ ARQ_AVX2_INLINE void sums_3x3(const walk *over, const arq_strip *strip, const in
 #define PAIR(number, a, b)                                                                                            \
     do {                                                                                                              \
         __m256i w[4];                                                                                                 \
-        for (int v = 0; v < (split ? 4 : 2); ++v) {                                                                   \
-            w[v] = arq_avx2_load(weights + (number) * (split ? 128 : 64) + 32 * v);                                   \
+        ARQ_AVX2_UNROLL                                                                                               \
+        for (int v = 0; v < parts; ++v) {                                                                             \
+            w[v] = arq_avx2_load(weights + (number) * 32 * parts + 32 * v);                                           \
             if (!split) {                                                                                             \
                 ARQ_AVX2_KEEP(w[v]);                                                                                  \
             }                                                                                                         \
         }                                                                                                             \
+        ARQ_AVX2_UNROLL                                                                                               \
         for (int i = 0; i < vectors; ++i) {                                                                           \
             add_taps(window[i], a, b, w, wide, split, part[i]);                                                       \
         }                                                                                                             \
@@ -95,7 +101,9 @@ ARQ_AVX2_INLINE void sums_3x3(const walk *over, const arq_strip *strip, const in
         PAIR(2, row + column, row + 2 * column);
         PAIR(3, 2 * row, 2 * row + column);
         PAIR(4, 2 * row + 2 * column, 2 * row + 2 * column); /* the weight of a tenth tap is 0 */
+        ARQ_AVX2_UNROLL
         for (int i = 0; i < vectors; ++i) {
+            ARQ_AVX2_UNROLL
             for (int v = 0; v < 2; ++v) {
                 sums[4 * i + 2 * v] = _mm256_unpacklo_epi16(part[i][v], part[i][v + 2]);
                 sums[4 * i + 2 * v + 1] = _mm256_unpackhi_epi16(part[i][v], part[i][v + 2]);
@@ -135,6 +143,7 @@ ARQ_AVX2_INLINE void sum_window(const walk *over, const unsigned char *first, co
     __m256i part[4], total[4];
     uint32_t column = 0, room = over->depth;
     size_t offset = 0, line = 0;
+    ARQ_AVX2_UNROLL
     for (int v = 0; v < 4; ++v) {
         part[v] = total[v] = _mm256_setzero_si256();
     }
@@ -153,6 +162,7 @@ ARQ_AVX2_INLINE void sum_window(const walk *over, const unsigned char *first, co
         }
         const __m256i low = _mm256_unpacklo_epi8(codes[0], codes[1]);
         const __m256i high = _mm256_unpackhi_epi8(codes[0], codes[1]);
+        ARQ_AVX2_UNROLL
         for (int v = 0; v < vectors; ++v) {
             const __m256i w = arq_avx2_load(weights + 32 * v);
             part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(v % 2 == 0 ? low : high, w));
@@ -165,6 +175,7 @@ ARQ_AVX2_INLINE void sum_window(const walk *over, const unsigned char *first, co
     }
     widen(&part[0], &part[2], join, total);
     widen(&part[1], &part[3], join, total + 2);
+    ARQ_AVX2_UNROLL
     for (int v = 0; v < 4; ++v) {
         sums[v] = total[v];
     }

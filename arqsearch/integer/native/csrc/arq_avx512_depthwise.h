@@ -5,7 +5,8 @@
  * (arq_avx512_finish.h): lane 4 * g + i of vector j is channel 16 * g + 4 * j + i of the block, and narrowing four
  * vectors to bytes puts them back in order.
  *
- * prepared = constants [block][row][vector][lane], then weights [block][kernel column][group of 4 rows][vector][lane][4]
+ * prepared = constants [block][row][vector][lane],
+ *            then weights [block][kernel column][group of 4 rows][vector][lane][4]
  */
 #ifndef ARQ_AVX512_DEPTHWISE_H
 #define ARQ_AVX512_DEPTHWISE_H
@@ -42,12 +43,12 @@ static void pack_depthwise(unsigned char *memory, const arq_pack_source *from)
     const uint32_t groups = (from->kernel_h + 3u) / 4u;
     const size_t block_bytes = depthwise_weights(from->kernel_h, from->kernel_w);
     memset(memory, 0, depthwise_bytes(from->out_channels, from->kernel_h, from->kernel_w));
-    for (uint32_t block = 0; block < blocks; block++) {
-        int32_t *rows = (int32_t *)(void *)memory + (size_t)block * ARQ_ROWS * DEPTHWISE_CHANNELS;
-        unsigned char *to = memory + arq_pack_constant_bytes(blocks, DEPTHWISE_CHANNELS) + block * block_bytes;
+    for (uint32_t index = 0; index < blocks; index++) {
+        int32_t *rows = (int32_t *)(void *)memory + (size_t)index * ARQ_ROWS * DEPTHWISE_CHANNELS;
+        unsigned char *to = memory + arq_pack_constant_bytes(blocks, DEPTHWISE_CHANNELS) + index * block_bytes;
         uint32_t channel[DEPTHWISE_CHANNELS];
         for (uint32_t lane = 0; lane < DEPTHWISE_CHANNELS; lane++) {
-            channel[lane] = block * DEPTHWISE_CHANNELS + depthwise_channel(lane);
+            channel[lane] = index * DEPTHWISE_CHANNELS + depthwise_channel(lane);
         }
         arq_pack_constants(rows, DEPTHWISE_CHANNELS, channel, from, 1);
         for (uint32_t tap = 0; tap < taps; tap++) {
@@ -70,7 +71,7 @@ typedef struct wide_block {
     __mmask64 mask;
     const unsigned char *weights;
     const int32_t *rows;
-    int form; /* FORM_PLAIN, FORM_FAST or FORM_HIGH for U8 output without a residual, FORM_SUM for anything else */
+    int form; /* of all its channels for U8 output without a residual, else FORM_SUM */
     lanes main[4];
     limits limit;
 } wide_block;
@@ -89,13 +90,19 @@ ARQ_AVX512 static void set_wide_block(wide_block *b, const arq_conv *task, uint3
                  index * depthwise_weights(task->kernel_h, task->kernel_w);
     b->form = FORM_SUM;
     if (task->out.storage == ARQ_STORE_U8 && narrow_zero(task->out.zero) && r != NULL && !task->after.residual) {
-        const int form = b->rows[DEPTHWISE_CHANNELS * ARQ_ROW_FORM];
+        const uint32_t lanes_apart = DEPTHWISE_CHANNELS;
         int high = 1;
         for (uint32_t j = 0; j < 4; j++) {
-            set_prepared(&b->main[j], b->rows + 16 * j, DEPTHWISE_CHANNELS, form, 0xFFFF, r);
-            high &= b->main[j].form == FORM_HIGH;
+            set_prepared(&b->main[j], b->rows + 16 * j, lanes_apart, b->rows[lanes_apart * ARQ_ROW_FORM], 0xFFFF, r);
+            high &= b->main[j].form != FORM_WIDE;
         }
-        b->form = form != ARQ_FORM_EXACT ? b->main[0].form : high ? FORM_HIGH : FORM_SUM;
+        for (uint32_t j = 0; j < 4 && !high; j++) { /* one form for all */
+            const int32_t *rows = b->rows + 16 * j;
+            set_any_exact(&b->main[j], _mm512_loadu_si512(rows + ARQ_ROW_MULTIPLIER * lanes_apart),
+                          _mm512_loadu_si512(rows + ARQ_ROW_SHIFT * lanes_apart),
+                          _mm512_loadu_si512(rows + ARQ_ROW_BIAS * lanes_apart), r);
+        }
+        b->form = b->main[0].form;
         b->limit = make_limits(task->out.zero, r->lo, r->hi);
     }
 }
@@ -213,23 +220,26 @@ ARQ_AVX512_INLINE void row_of_three(const wide_block *b, const int form, const i
     }
 }
 
-ARQ_AVX512_INLINE void any_row(const wide_block *b, const int form, const int full, const unsigned char *in, size_t at)
+/* One row of outputs, any kernel and stride. */
+ARQ_AVX512_INLINE void any_row(const wide_block *b, const int form, const int full, const uint32_t kernel_h,
+                               const uint32_t kernel_w, const unsigned char *in, size_t at)
 {
     const arq_conv *task = b->task;
     const size_t row_bytes = task->row_bytes, channels = task->out.channels, end = at + task->out.width * channels;
-    const uint32_t kernel_h = task->kernel_h, kernel_w = task->kernel_w;
+    const size_t pixel_bytes = task->pixel_bytes, step = task->stride_w * pixel_bytes;
+    const __mmask64 mask = b->mask;
     unsigned char *out = task->out.data;
-    for (; at < end; at += channels, in += task->stride_w * task->pixel_bytes) {
+    for (; at < end; at += channels, in += step) {
         const unsigned char *weights = b->weights, *window = in;
         __m512i acc[4];
         ARQ_UNROLL
         for (int j = 0; j < 4; j++) {
             acc[j] = _mm512_setzero_si512();
         }
-        for (uint32_t x = 0; x < kernel_w; x++, window += task->pixel_bytes) {
+        for (uint32_t x = 0; x < kernel_w; x++, window += pixel_bytes) {
             for (uint32_t y = 0; y < kernel_h; y += 4, weights += 256) {
                 __m512i column[4];
-                interleave(window + y * row_bytes, row_bytes, kernel_h - y, full, b->mask, column);
+                interleave(window + y * row_bytes, row_bytes, kernel_h - y, full, mask, column);
                 ARQ_UNROLL
                 for (int j = 0; j < 4; j++) {
                     acc[j] = _mm512_dpbusd_epi32(acc[j], column[j], _mm512_loadu_si512(weights + 64 * j));
@@ -243,14 +253,16 @@ ARQ_AVX512_INLINE void any_row(const wide_block *b, const int form, const int fu
 ARQ_AVX512_INLINE void depthwise_rows(const wide_block *b, const int form, const int full)
 {
     const arq_conv *task = b->task;
-    const int three = task->kernel_h == 3 && task->kernel_w == 3 && task->stride_w == 1;
+    const int three = task->kernel_h == 3 && task->kernel_w == 3;
     for (size_t y = 0; y < task->out.height; y++) {
         const unsigned char *in = task->input + y * task->stride_h * task->row_bytes + b->first;
         const size_t at = y * task->out.width * task->out.channels + b->first;
-        if (three) {
+        if (three && task->stride_w == 1) {
             row_of_three(b, form, full, in, at);
+        } else if (three) {
+            any_row(b, form, full, 3, 3, in, at);
         } else {
-            any_row(b, form, full, in, at);
+            any_row(b, form, full, task->kernel_h, task->kernel_w, in, at);
         }
     }
 }
@@ -267,6 +279,7 @@ ARQ_AVX512_INLINE void depthwise_rows(const wide_block *b, const int form, const
 ARQ_DEPTHWISE(plain, FORM_PLAIN)
 ARQ_DEPTHWISE(fast, FORM_FAST)
 ARQ_DEPTHWISE(high, FORM_HIGH)
+ARQ_DEPTHWISE(wide, FORM_WIDE)
 ARQ_DEPTHWISE(any, FORM_SUM)
 
 ARQ_AVX512 static void depthwise(const arq_conv *task)
@@ -283,6 +296,9 @@ ARQ_AVX512 static void depthwise(const arq_conv *task)
             break;
         case FORM_HIGH:
             depthwise_high(&b);
+            break;
+        case FORM_WIDE:
+            depthwise_wide(&b);
             break;
         default:
             depthwise_any(&b);

@@ -109,8 +109,38 @@ ARQ_AVX512_INLINE __m512i apply_form(const lanes *k, int form, __m512i x)
     return _mm512_srav_epi32(_mm512_add_epi32(_mm512_mullo_epi32(x, k->multiplier), k->offset), k->shift);
 }
 
-/* The 64-bit form of round((x + bias) * m / 2^k). Where every k can be made 32 or more, only upper halves are needed:
- * the 64-bit sum cannot overflow as |x * m| < 2^62 and the rounding adds 2^(k - 1) <= 2^61. */
+/* The same where the form is not known: a call, to keep the code small. */
+ARQ_AVX512 static __m512i apply_any(const lanes *k, __m512i x)
+{
+    switch (k->form) {
+    case FORM_SUM:
+        return apply_form(k, FORM_SUM, x);
+    case FORM_PLAIN:
+        return apply_form(k, FORM_PLAIN, x);
+    case FORM_FAST:
+        return apply_form(k, FORM_FAST, x);
+    case FORM_HIGH:
+        return apply_form(k, FORM_HIGH, x);
+    default:
+        return apply_form(k, FORM_WIDE, x);
+    }
+}
+
+/* The 64-bit form of round((x + bias) * m / 2^k), any rounding. */
+ARQ_AVX512_INLINE void set_any_exact(lanes *to, __m512i m, __m512i k, __m512i bias, const arq_rescale *r)
+{
+    to->form = FORM_WIDE;
+    to->rounding = r->rounding;
+    to->low = _mm512_set1_epi64(r->lo);
+    to->high = _mm512_set1_epi64(r->hi);
+    to->multiplier = m;
+    to->shift = k;
+    to->offset = _mm512_mul_epi32(bias, m);
+    to->odd = _mm512_mul_epi32(odd_lanes(bias), odd_lanes(m));
+}
+
+/* The same, quicker where every k can be made 32 or more: only upper halves are needed. The 64-bit sum cannot overflow
+ * as |x * m| < 2^62 and the rounding adds 2^(k - 1) <= 2^61. */
 ARQ_AVX512_INLINE void set_exact(lanes *to, __m512i m, __m512i k, __m512i bias, const arq_rescale *r)
 {
     const __m512i least = _mm512_set1_epi32(32);
@@ -118,18 +148,13 @@ ARQ_AVX512_INLINE void set_exact(lanes *to, __m512i m, __m512i k, __m512i bias, 
     const __m512i wide_m = _mm512_sllv_epi32(m, up);
     const __mmask16 fits = _mm512_cmpeq_epi32_mask(_mm512_srlv_epi32(wide_m, up), m) &
                            _mm512_cmpge_epi32_mask(wide_m, _mm512_setzero_si512());
-    to->rounding = r->rounding;
-    to->low = _mm512_set1_epi64(r->lo);
-    to->high = _mm512_set1_epi64(r->hi);
     if (fits != 0xFFFF || r->rounding == ARQ_HALF_EVEN) {
-        to->form = FORM_WIDE;
-        to->multiplier = m;
-        to->shift = k;
-        to->offset = _mm512_mul_epi32(bias, m);
-        to->odd = _mm512_mul_epi32(odd_lanes(bias), odd_lanes(m));
+        set_any_exact(to, m, k, bias, r);
         return;
     }
     to->form = FORM_HIGH;
+    to->rounding = r->rounding;
+    to->low = to->high = _mm512_setzero_si512();
     to->multiplier = wide_m;
     to->shift = _mm512_sub_epi32(wide_k, least);
     to->offset = _mm512_mul_epi32(bias, wide_m);
@@ -169,22 +194,25 @@ ARQ_AVX512_INLINE __m512i same_row(const int32_t *rows, int row)
     return _mm512_set1_epi32(rows[row]);
 }
 
-/* For codes 0..255 (value = code + zero) of a tensor, channels channel[lane]; r may be null (y = value). */
-ARQ_AVX512_INLINE void set_codes(lanes *to, const arq_rescale *r, int32_t zero, const uint32_t channel[16])
+/* For the stored elements of a tensor, channels channel[lane]; r may be null (y = value). */
+ARQ_AVX512_INLINE void set_tensor(lanes *to, const arq_rescale *r, uint32_t storage, int32_t zero,
+                                  const uint32_t channel[16])
 {
-    const arq_pack_range range = {0, 255, 0};
+    const int codes = storage == ARQ_STORE_U8;
+    const arq_pack_range range = {codes ? 0 : INT32_MIN, codes ? 255 : INT32_MAX, 0};
+    const int32_t bias = codes ? zero : 0;
     if (r != NULL && r->channels != 1) {
         int32_t rows[16 * ARQ_ROWS] = {0};
         int form = ARQ_FORM_DIRECT;
         for (uint32_t lane = 0; lane < 16; lane++) {
-            const int own = (int)arq_pack_lane(rows, 16, lane, channel[lane], zero, r, &range, 1);
+            const int own = (int)arq_pack_lane(rows, 16, lane, channel[lane], bias, r, &range, 1);
             form = own < form ? own : form;
         }
         set_prepared(to, rows, 16, form, 0xFFFF, r);
         return;
     }
     int32_t row[ARQ_ROWS] = {0};
-    const int form = (int)arq_pack_lane(row, 1, 0, 0, zero, r, &range, 1);
+    const int form = (int)arq_pack_lane(row, 1, 0, 0, bias, r, &range, 1);
     if (form == ARQ_FORM_EXACT) {
         set_exact(to, same_row(row, ARQ_ROW_MULTIPLIER), same_row(row, ARQ_ROW_SHIFT), same_row(row, ARQ_ROW_BIAS), r);
         return;

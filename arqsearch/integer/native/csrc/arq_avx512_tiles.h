@@ -33,7 +33,7 @@ ARQ_AVX512_INLINE __m512i four_bytes(const unsigned char *at)
 }
 
 /* Window p starts at in[p]; the windows may lie anywhere. */
-ARQ_AVX512_INLINE void sum_tile(const reach *r, const unsigned char *const in[TILE_PIXELS], __m512i *sums,
+ARQ_AVX512_INLINE void sum_tile(const reach *r, const unsigned char **in, __m512i *sums,
                                 const int pixels, const int blocks)
 {
     const size_t block_bytes = r->block_bytes, last_step = r->last_step, row_steps = r->row_steps;

@@ -3,185 +3,14 @@
 
 #ifdef ARQ_WITH_AVX512
 
+#include "arq_avx512_block.h"
 #include "arq_avx512_depthwise.h"
-#include "arq_avx512_finish.h"
 #include "arq_avx512_tiles.h"
-
-/* ---- what follows the sums of a block ------------------------------------------------------------------------- */
-
-/* A block of up to 16 channels of the output. */
-typedef struct block {
-    const arq_conv *task;
-    uint32_t first, valid; /* its first channel, and how many there are */
-    uint32_t width;        /* lanes: 8 or 16 */
-    int narrow;            /* int16 holds everything on the way */
-    lanes main, other;     /* of the sums and of the residual */
-    limits limit;
-    __m512i unpack, repack; /* dwords of a quad from packed order to four pixels of 16 bytes, and back */
-} block;
-
-static uint32_t block_channel(const block *b, uint32_t lane)
-{
-    const uint32_t c = arq_pack_channel(b->width, lane);
-    return b->first + (c < b->valid ? c : 0);
-}
-
-/* Whether the residual can be added in int16 (its rescaled value too). */
-static int narrow_residual(const arq_conv *task)
-{
-    const arq_epilogue *after = &task->after;
-    const arq_rescale *r = after->residual_rescale;
-    if (after->residual == NULL) {
-        return 1;
-    }
-    return after->residual->storage == ARQ_STORE_U8 && after->rescale != NULL && fits16(after->rescale->lo) &&
-           fits16(after->rescale->hi) && (r == NULL ? narrow_zero(after->residual->zero)
-                                                    : fits16(r->lo) && fits16(r->hi));
-}
-
-ARQ_AVX512 static void set_block(block *b, const arq_conv *task, uint32_t index)
-{
-    const arq_epilogue *after = &task->after;
-    const int32_t *rows = arq_pack_row(task->prepared, 16, index, 0);
-    const uint32_t left = task->out.channels - 16u * index;
-    b->task = task;
-    b->first = 16u * index;
-    b->valid = left < 16 ? left : 16;
-    b->width = arq_pack_width(task->out.channels, index);
-    set_prepared(&b->main, rows, 16, rows[16 * ARQ_ROW_FORM], b->width == 8 ? 0x00FF : 0xFFFF, after->rescale);
-    b->narrow = task->out.storage == ARQ_STORE_U8 && narrow_zero(task->out.zero) && narrow_residual(task) &&
-                after->rescale != NULL;
-    if (!b->narrow) {
-        return;
-    }
-    const arq_rescale *r = after->rescale;
-    b->limit = after->residual ? make_limits(task->out.zero, after->lo, after->hi)
-                               : make_limits(task->out.zero, r->lo, r->hi);
-    if (after->residual) {
-        uint32_t channel[16];
-        for (uint32_t lane = 0; lane < 16; lane++) {
-            channel[lane] = block_channel(b, lane);
-        }
-        set_codes(&b->other, after->residual_rescale, after->residual->zero, channel);
-        b->limit.low16 = _mm512_set1_epi16((int16_t)r->lo);
-        b->limit.high16 = _mm512_set1_epi16((int16_t)r->hi);
-        if (after->residual_rescale) {
-            b->limit.other_low16 = _mm512_set1_epi16((int16_t)after->residual_rescale->lo);
-            b->limit.other_high16 = _mm512_set1_epi16((int16_t)after->residual_rescale->hi);
-        }
-    }
-    /* Packed dword 4 * group + pixel is natural dword 4 * pixel + place of the group. */
-    const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i swapped = _mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
-    const __m512i back = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
-    b->unpack = b->width == 8 ? across : swapped;
-    b->repack = b->width == 8 ? across : back;
-}
-
-/* Up to four pixels of `valid` bytes, `stride` bytes apart. */
-ARQ_AVX512_INLINE __m512i load_pixels(const unsigned char *at, size_t stride, uint32_t valid, uint32_t pixels)
-{
-    if (valid == 16 && pixels == 4) {
-        if (stride == 16) {
-            return _mm512_loadu_si512(at);
-        }
-        const __m256i low = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)at)),
-            _mm_loadu_si128((const __m128i *)(const void *)(at + stride)), 1);
-        const __m256i high = _mm256_inserti128_si256(
-            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(at + 2 * stride))),
-            _mm_loadu_si128((const __m128i *)(const void *)(at + 3 * stride)), 1);
-        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    }
-    unsigned char bytes[64] = {0};
-    for (uint32_t p = 0; p < pixels; p++) {
-        memcpy(bytes + 16 * p, at + p * stride, valid);
-    }
-    return _mm512_loadu_si512(bytes);
-}
-
-ARQ_AVX512_INLINE void store_pixels(unsigned char *at, size_t stride, uint32_t valid, uint32_t pixels, __m512i v)
-{
-    if (valid == 16 && pixels == 4) {
-        if (stride == 16) {
-            _mm512_storeu_si512(at, v);
-            return;
-        }
-        _mm_storeu_si128((__m128i *)(void *)at, _mm512_castsi512_si128(v));
-        _mm_storeu_si128((__m128i *)(void *)(at + stride), _mm512_extracti32x4_epi32(v, 1));
-        _mm_storeu_si128((__m128i *)(void *)(at + 2 * stride), _mm512_extracti32x4_epi32(v, 2));
-        _mm_storeu_si128((__m128i *)(void *)(at + 3 * stride), _mm512_extracti32x4_epi32(v, 3));
-        return;
-    }
-    unsigned char bytes[64];
-    _mm512_storeu_si512(bytes, v);
-    for (uint32_t p = 0; p < pixels; p++) {
-        memcpy(at + p * stride, bytes + 16 * p, valid);
-    }
-}
-
-/* U8 output of a block: pixels of sums at `v`, four at a time; `pixel` is the first one's place in the output. `whole`:
- * the number of pixels is a multiple of 4, and all 16 channels are there. Constants are copied so that they can stay in
- * registers, which stores of bytes would else invalidate. */
-ARQ_AVX512_INLINE void finish_codes(const block *b, const int form, const int whole, const int has_residual,
-                                    const __m512i *v, uint32_t pixels, size_t pixel)
-{
-    const lanes main = b->main;
-    const limits limit = b->limit;
-    const __m512i unpack = b->unpack;
-    const size_t stride = b->task->out.channels;
-    const uint32_t valid = whole ? 16 : b->valid;
-    size_t at = pixel * stride + b->first;
-    unsigned char *out = b->task->out.data;
-    for (uint32_t p = 0; p < pixels; p += 4, at += 4 * stride) {
-        const uint32_t count = whole || pixels - p >= 4 ? 4 : pixels - p;
-        halves y = narrow_sums(&main, 0, form, v + p);
-        if (has_residual) {
-            const __m512i codes = load_pixels(b->task->after.residual->data + at, stride, valid, count);
-            halves r = narrow_codes(&b->other, _mm512_permutexvar_epi32(b->repack, codes));
-            y = clip16(y, limit.low16, limit.high16);
-            r = clip16(r, limit.other_low16, limit.other_high16);
-            y.first = _mm512_adds_epi16(y.first, r.first);
-            y.second = _mm512_adds_epi16(y.second, r.second);
-        }
-        const __m512i codes = _mm512_permutexvar_epi32(unpack, stored_codes(&limit, y));
-        store_pixels(out + at, stride, valid, count, codes);
-    }
-}
-
-ARQ_AVX512_INLINE void finish_block(const block *b, const int form, const __m512i *v, uint32_t pixels, size_t pixel)
-{
-    if (b->task->after.residual) {
-        finish_codes(b, form, 0, 1, v, pixels, pixel);
-    } else if (pixels % 4 == 0 && b->valid == 16) {
-        finish_codes(b, form, 1, 0, v, pixels, pixel);
-    } else {
-        finish_codes(b, form, 0, 0, v, pixels, pixel);
-    }
-}
-
-/* Any other output or residual, one by one. */
-ARQ_AVX512 static void finish_any(const block *b, const __m512i *v, uint32_t pixels, size_t pixel)
-{
-    const arq_conv *task = b->task;
-    const int32_t *bias = arq_pack_row(task->prepared, 16, b->first / 16u, ARQ_ROW_BIAS);
-    arq_tensor out = task->out;
-    for (uint32_t p = 0; p < pixels; p++) {
-        const size_t at = (pixel + p) * task->out.channels;
-        int32_t own[16];
-        _mm512_storeu_si512(own, v[p]);
-        for (uint32_t lane = 0; lane < b->width; lane++) {
-            const uint32_t c = b->first + arq_pack_channel(b->width, lane);
-            if (c < b->first + b->valid) {
-                arq_store(&out, at + c, arq_finish_one(&task->after, arq_wrap_add(own[lane], bias[lane]), c, at + c));
-            }
-        }
-    }
-}
 
 /* ---- convolution ---------------------------------------------------------------------------------------------- */
 
-enum { FORM_MIXED = 5 }; /* blocks that finish_any completes */
+enum { FORM_MIXED = 5 }; /* blocks of several forms, or not of U8 */
+enum { CACHED_BYTES = 256 * 1024 };
 
 /* The tile of `pixels` pixels from `pixel` on is summed: complete it. */
 ARQ_AVX512_INLINE void finish_tile(const block *blocks, const int count, const int form, const __m512i *sums,
@@ -189,10 +18,10 @@ ARQ_AVX512_INLINE void finish_tile(const block *blocks, const int count, const i
 {
     for (int b = 0; b < count; b++, sums += TILE_PIXELS) {
         if (form == FORM_MIXED) {
-            finish_any(&blocks[b], sums, pixels, pixel);
-            continue;
+            finish_wide(&blocks[b], sums, pixels, pixel);
+        } else {
+            finish_block(&blocks[b], form, sums, pixels, pixel);
         }
-        finish_block(&blocks[b], form, sums, pixels, pixel);
     }
 }
 
@@ -205,6 +34,13 @@ ARQ_AVX512_INLINE void conv_tiles(const arq_conv *task, const reach *r, const bl
     const size_t step = task->stride_w * task->pixel_bytes, row = task->stride_h * task->row_bytes;
     const unsigned char *in_row = task->input; /* of window x = 0 */
     size_t x = 0;
+    if (pixels == 1) {
+        __m512i sums[TILE_SUMS];
+        memset(sums, 0, sizeof sums);
+        sum_tile(r, &in_row, sums, 1, count);
+        finish_tile(blocks, count, form, sums, 1, 0);
+        return;
+    }
     for (size_t pixel = 0; pixel < pixels; pixel += TILE_PIXELS) {
         const uint32_t some = pixels - pixel < TILE_PIXELS ? (uint32_t)(pixels - pixel) : TILE_PIXELS;
         const unsigned char *in[TILE_PIXELS];
@@ -311,18 +147,45 @@ ARQ_AVX512 static void conv_blocks(const arq_conv *task, uint32_t first, uint32_
     groups[plain ? 0 : fast ? 1 : high ? 2 : 3][count - 1](task, &r, blocks);
 }
 
-ARQ_AVX512 static void conv(const arq_conv *task)
+ARQ_AVX512 static void conv_rows(const arq_conv *task)
 {
-    if (task->depthwise) {
-        depthwise(task);
-        return;
-    }
     const uint32_t blocks = arq_pack_blocks(task->out.channels);
     for (uint32_t done = 0; done < blocks;) {
         const uint32_t left = blocks - done;
         const uint32_t count = left == 4 || left < 3 ? (left < 2 ? left : 2) : 3;
         conv_blocks(task, done, count);
         done += count;
+    }
+}
+
+static size_t row_bytes_of(const arq_tensor *t)
+{
+    const size_t element = t->storage == ARQ_STORE_U8 ? 1 : t->storage == ARQ_STORE_I16 ? 2 : 4;
+    return t->width * t->channels * element;
+}
+
+/* Every group of blocks passes over all rows, so large images are cut into parts that stay in the second-level
+ * cache. */
+static void conv(const arq_conv *task)
+{
+    const size_t in_bytes = task->stride_h * task->row_bytes, out_bytes = row_bytes_of(&task->out);
+    const size_t most = CACHED_BYTES / (in_bytes + out_bytes) + 1;
+    if (task->depthwise) {
+        depthwise(task);
+        return;
+    }
+    for (size_t y = 0; y < task->out.height; y += most) {
+        arq_conv part = *task;
+        arq_tensor residual;
+        part.input += y * in_bytes;
+        part.out.data += y * out_bytes;
+        part.out.height = task->out.height - y < most ? (uint32_t)(task->out.height - y) : (uint32_t)most;
+        if (task->after.residual != NULL) {
+            residual = *task->after.residual;
+            residual.data += y * row_bytes_of(&residual);
+            part.after.residual = &residual;
+        }
+        conv_rows(&part);
     }
 }
 
@@ -335,7 +198,7 @@ ARQ_AVX512 static void map_same(const unsigned char *in, int32_t in_zero, unsign
     const uint32_t channel[16] = {0};
     const limits l = make_limits(out_zero, rescale->lo, rescale->hi);
     lanes k;
-    set_codes(&k, rescale, in_zero, channel);
+    set_tensor(&k, rescale, ARQ_STORE_U8, in_zero, channel);
     for (size_t i = 0; i < count; i += 64) {
         const __mmask64 some = count - i < 64 ? ((__mmask64)1 << (count - i)) - 1 : ~(__mmask64)0;
         const __m512i codes = _mm512_maskz_loadu_epi8(some, in + i);

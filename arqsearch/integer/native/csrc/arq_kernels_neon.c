@@ -27,11 +27,10 @@ static size_t window_bytes(uint32_t kernel_h, uint32_t kernel_w, uint32_t in_per
 
 static const int8_t *block_weights(const arq_conv *task, uint32_t block)
 {
-    const uint32_t in = task->depthwise ? 1 : task->channels;
+    const uint32_t in = task->depthwise ? 1 : task->channels, blocks = blocks_of(task->out.channels);
     const size_t bytes = window_bytes(task->kernel_h, task->kernel_w, in, task->depthwise);
-    const unsigned char *weights =
-        task->prepared + arq_pack_constant_bytes(blocks_of(task->out.channels), NEON_LANES) + block * bytes * NEON_LANES;
-    return (const int8_t *)weights;
+    const size_t at = arq_pack_constant_bytes(blocks, NEON_LANES) + block * bytes * NEON_LANES;
+    return (const int8_t *)(const void *)(task->prepared + at);
 }
 
 static size_t prepared_bytes(uint32_t out_channels, uint32_t kernel_h, uint32_t kernel_w, uint32_t in_per_group,

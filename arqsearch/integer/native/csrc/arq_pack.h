@@ -13,10 +13,13 @@
  *   constants [block][row][lane] int32, see ARQ_ROW_*; blocks of 8 use the first half of each row.
  *
  * Depthwise: a block is 32 channels; what is left over (fewer than 32) makes blocks of 16 channels.
- *   weights   [block][pair][4 vectors or 2][...], see arq_pack_depthwise_weights: two taps of one channel are neighbours.
+ *   weights   [block][pair of taps][2 or 4 vectors][32 bytes]: the two taps of a channel are neighbours; see
+ *             arq_pack_depthwise.
  *   lanes     of a block hold the channels 0-3, 16-19, 4-7, 20-23, 8-11, 24-27, 12-15, 28-31; in a block of 16, two
  *             pixels lie side by side, so channel c of a block of 32 stands for channel c mod 16.
  *   constants [block][row][32 lanes] int32.
+ *
+ * This is the layout of the AVX2 kernels; the others use the parts of it that suit them.
  */
 #ifndef ARQ_PACK_H
 #define ARQ_PACK_H
