@@ -184,7 +184,7 @@ def test_run_prints_one_json_object_and_no_progress(
 def test_a_second_run_recomputes_nothing(
     finished: tuple[Path, Path, subprocess.CompletedProcess[str]], arqsearch: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arqsearch.certify import certificate
+    from arqsearch.certify.certificate import CertificateWriter
     from arqsearch.search import stages
     from arqsearch.search.evaluator import ProgramEvaluator
 
@@ -194,7 +194,7 @@ def test_a_second_run_recomputes_nothing(
     recipe, run, done = finished
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(stages, "train", forbidden)
-    monkeypatch.setattr(certificate, "certify_image", forbidden)
+    monkeypatch.setattr(CertificateWriter, "write", forbidden)
     monkeypatch.setattr(ProgramEvaluator, "_compute", forbidden)
     kept = [p for p in run.rglob("*") if p.is_file() and p.name not in ("timings.json", "record.sqlite")]
     before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}

@@ -34,9 +34,7 @@ class FixedRule:
         radius = certified_radius(votes, settings.n, settings.sigma, settings.alpha, d_tau) if estimated else None
         two_class = None
         if settings.two_class:
-            wide = _two_class(
-                estimate, predicted, settings.two_class, settings.n, settings.sigma, settings.alpha, d_tau, estimated
-            )
+            wide = _two_class(estimate, predicted, settings.n, settings.sigma, settings.alpha, d_tau, estimated)
             two_class = TwoClass(alpha=float(settings.alpha), classes=settings.two_class, radius=wide)
         return job.line(
             n0=settings.n0, n=settings.n, predicted=predicted, selection=selection, estimate=estimate,
@@ -61,8 +59,7 @@ class FixedRule:
             if max(line.estimate, default=0) >= stated.classes or line.predicted >= stated.classes:
                 found.append(f"its counts name classes beyond {stated.classes}")
             wide = _two_class(
-                line.estimate, line.predicted, stated.classes, line.n, line.sigma, stated.alpha, line.d_tau,
-                line.estimated,
+                line.estimate, line.predicted, line.n, line.sigma, stated.alpha, line.d_tau, line.estimated
             )  # fmt: skip
             if wide != stated.radius or stated.alpha != line.alpha:
                 found.append(f"its counts give two-class radius {wide} at α = {line.alpha}, the line says {stated}")
@@ -70,9 +67,9 @@ class FixedRule:
 
 
 def _two_class(
-    counts: Mapping[int, int], top: int, classes: int, n: int, sigma: float, alpha: float, d_tau: float, estimated: bool
+    counts: Mapping[int, int], top: int, n: int, sigma: float, alpha: float, d_tau: float, estimated: bool
 ) -> float | None:
-    radius = two_class_radius(counts, top, classes, n, sigma, alpha, d_tau) if estimated else None
+    radius = two_class_radius(counts, top, n, sigma, alpha, d_tau) if estimated else None
     return None if radius is None else float(radius)
 
 

@@ -1,9 +1,9 @@
 """The two-class bound: a second, larger radius from the runner-up's votes, reported beside the standard one.
 
 With p_A a lower bound on the top class and p_B an upper bound on every other, Cohen et al. (ICML 2019, Theorem 1)
-certify (σ/2)·(Φ⁻¹(p_A) − Φ⁻¹(p_B)). The usual protocol takes p_B = 1 − p_A. Bounding p_B from votes is valid for the same
-samples when α is halved between the two. The most votes of any other class serve: those of the true runner-up are at
-most as many, and the bound grows with the votes, so it fails no more often than the runner-up's own.
+certify (σ/2)·(Φ⁻¹(p_A) − Φ⁻¹(p_B)). The usual protocol takes p_B = 1 − p_A. Bounding p_B from votes is valid for the
+same samples when α is halved between the two. The most votes of any other class serve: those of the true runner-up are
+at most as many, and the bound grows with the votes, so it fails no more often than the runner-up's own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ _BITS, _DIGITS = 40, 50
 
 
 def two_class_radius(
-    counts: Mapping[int, int], top: int, classes: int, n: int, sigma: float, alpha: float, d_tau: float
+    counts: Mapping[int, int], top: int, n: int, sigma: float, alpha: float, d_tau: float
 ) -> Decimal | None:
     """Largest multiple of 10⁻⁶ that the two-class bound certifies, or None when it abstains.
 
     :param counts: votes by class in the estimate stage; classes without votes may be left out.
     :param top: the class selected by other samples.
-    :param classes: number of classes of the network, at least 2.
     :param n: samples of the estimate stage.
     :param sigma: noise level in [0,1] pixels.
     :param alpha: failure probability of this figure.

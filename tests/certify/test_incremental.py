@@ -96,13 +96,13 @@ def test_impossible_pairs_are_refused():
 def test_two_class_radius_uses_the_runner_up():
     counts = {3: 7000, 1: 1500, 0: 900, 2: 600}
     standard = certified_radius(7000, 10_000, 0.5, 0.001, 1e-12)
-    radius = two_class_radius(counts, 3, 10, 10_000, 0.5, 0.001, 1e-12)
+    radius = two_class_radius(counts, 3, 10_000, 0.5, 0.001, 1e-12)
     assert standard is not None and radius is not None and radius > standard
     high = beta.ppf(0.0005, 7000, 3001)
     low = beta.ppf(1 - 0.0005, 1501, 8500)
     assert float(radius) == pytest.approx(0.25 * (norm.ppf(high) - norm.ppf(low)), abs=1.1e-6)
-    assert two_class_radius({0: 500, 1: 500}, 0, 2, 1000, 0.5, 0.001, 0.0) is None
-    assert two_class_radius({1: 10}, 0, 2, 10, 0.5, 0.001, 0.0) is None
+    assert two_class_radius({0: 500, 1: 500}, 0, 1000, 0.5, 0.001, 0.0) is None
+    assert two_class_radius({1: 10}, 0, 10, 0.5, 0.001, 0.0) is None
 
 
 def test_two_class_error_rate():
@@ -111,6 +111,6 @@ def test_two_class_error_rate():
     edge = 0.25 * (norm.ppf(truth[0]) - norm.ppf(truth[1]))
     wrong = 0
     for votes in rng.multinomial(n, truth, size=runs):
-        radius = two_class_radius(dict(enumerate(votes.tolist())), 0, 4, n, 0.5, alpha, 0.0)
+        radius = two_class_radius(dict(enumerate(votes.tolist())), 0, n, 0.5, alpha, 0.0)
         wrong += radius is not None and float(radius) > edge
     assert binomtest(wrong, runs, alpha, alternative="greater").pvalue > 1e-6

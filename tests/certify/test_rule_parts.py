@@ -142,7 +142,7 @@ def test_the_two_class_radius_stands_beside_the_certified_one() -> None:
     plain, both = one(112, replace(settings, two_class=0)), one(112, settings)
     assert plain.two_class is None and both.two_class is not None
     assert (both.radius, both.estimate) == (plain.radius, plain.estimate)
-    wide = two_class_radius(both.estimate, both.predicted, 3, 500, 0.1, 0.001, both.d_tau)
+    wide = two_class_radius(both.estimate, both.predicted, 500, 0.1, 0.001, both.d_tau)
     assert wide is not None and both.two_class.radius == float(wide)
     assert (both.two_class.alpha, both.two_class.classes) == (0.001, 3)
     assert both.radius == float(certified_radius(both.votes, 500, 0.1, 0.001, both.d_tau) or 0)

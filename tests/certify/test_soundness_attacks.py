@@ -159,7 +159,7 @@ def test_no_attack_succeeds_inside_the_certified_set(target: Certified, name: st
 def test_no_attack_succeeds_inside_the_two_class_radius(target: Certified) -> None:
     radii = []
     for line in target.lines:
-        radius = two_class_radius(line.estimate, line.predicted, CLASSES, N, SIGMA, ALPHA, line.d_tau)
+        radius = two_class_radius(line.estimate, line.predicted, N, SIGMA, ALPHA, line.d_tau)
         radii.append(float(radius or 0))
     limits = squared(np.array(radii))
     assert (np.array(radii) > target.radii).sum() >= 5  # Where it reaches further, it is attacked further out.

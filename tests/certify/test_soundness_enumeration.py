@@ -175,7 +175,7 @@ def radii_from_true_shares(grid: SmoothedGrid, point: int, sigma: float) -> dict
     found = {
         "fixed": certified_radius(votes, N, sigma, ALPHA, grid.d_tau),
         "sequential": sequential_radius(votes, N, sigma, ALPHA, grid.d_tau),
-        "two classes": two_class_radius(counts, top, len(row), N, sigma, ALPHA, grid.d_tau),
+        "two classes": two_class_radius(counts, top, N, sigma, ALPHA, grid.d_tau),
         "exact": incremental_radius(exact_bound, sigma, grid.d_tau),
     }
     return {rule: None if radius is None else float(radius) for rule, radius in found.items()}

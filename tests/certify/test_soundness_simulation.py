@@ -256,7 +256,7 @@ def test_two_classes(name: str) -> None:
     @cache
     def radius(top: int, runner_up: int) -> float:
         rest = {1: runner_up, 2: min(runner_up, n - top - runner_up)}
-        found = two_class_radius({0: top, **rest}, 0, len(truth), n, SIGMA, alpha, 0.0)
+        found = two_class_radius({0: top, **rest}, 0, n, SIGMA, alpha, 0.0)
         return -1.0 if found is None else float(found)
 
     wrong = sum(radius(int(votes[0]), int(votes[1:].max())) > edge for votes in rng.multinomial(n, truth, size=runs))

@@ -61,10 +61,9 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     return Builds(tmp_path_factory.mktemp("builds"))
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+def sanitized(folder: Path, more: str = "") -> Builds:
     checks = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-    return Builds(tmp_path_factory.mktemp("sanitized"), f"-O1 -g0 -Werror {checks}", checks)
+    return Builds(folder, f"-O1 -g0 -Werror {checks} {more}", checks)
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +173,17 @@ def test_fast_onnx(small: dict[str, Case], name: str, tmp_path: Path) -> None:
     assert np.array_equal(run_fast(tmp_path / "fast.onnx", small[name].pixels), small[name].expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_sanitizers_find_nothing(small: dict[str, Case], sanitized: Builds, isa: str) -> None:
+# The vector kernels take a minute to compile so; the tests of the runtime run them under the sanitizers, too.
+@pytest.mark.parametrize(
+    "isa", [isa if isa == "portable" else pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS]
+)
+def test_sanitizers_find_nothing(small: dict[str, Case], isa: str, tmp_path: Path) -> None:
     """AddressSanitizer and UBSan on the self-test, smoothing included, and on images at the ends of the range."""
     chain = dataclasses.replace(need("gcc portable"), isa=isa)
+    builds = sanitized(tmp_path, "-DARQ_PORTABLE_ONLY" if isa == "portable" else "")
     for label in ("random0", "random8", "Residual", "Bottleneck"):
         found = small[label]
-        folder = sanitized.build(found.package, chain, label)
+        folder = builds.build(found.package, chain, label)
         try:
             c_matrix.self_test(found.package, chain, folder)
         except Unavailable as reason:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -36,36 +36,54 @@ def runtime_sources() -> list[Path]:
 
 
 def compile_c(
-    config: pytest.Config, compiler_path: str, name: str, sources: Sequence[Path], flags: Sequence[str] = ()
+    config: pytest.Config,
+    compiler_path: str,
+    name: str,
+    sources: Sequence[Path],
+    flags: Sequence[str] = (),
+    link: Sequence[str] = (),
 ) -> Path:
-    """Compile and link; the compiler's messages are the failure's text.
+    """Compile each source once for all tests that share the flags, and link; the compiler's messages are the failure.
 
-    :param config: whose cache keeps the result until a source, the compiler or the flags change.
+    :param config: whose cache keeps objects and result until a source, a header, the compiler or the flags change.
     :param name: of the file.
+    :param flags: for compiling and linking.
+    :param link: for linking alone.
     """
-    command = [compiler_path, *STRICT, *flags, "-I", str(SOURCES), *map(str, sources)]
-    version = subprocess.run([compiler_path, "--version"], capture_output=True, check=True).stdout
-    content = hashlib.sha256(version)
-    for path in sorted({*sources, *SOURCES.glob("*.h")}):
-        content.update(path.name.encode() + path.read_bytes())
     assert config.cache is not None
     folder = config.cache.mkdir("arqsearch-native")
-    way = hashlib.sha256("\n".join([name, compiler_path, *flags]).encode()).hexdigest()[:16]
-    target = folder / f"{way}-{content.hexdigest()[:16]}-{name}"
-    if not target.exists():
-        # Another worker may do the same at this moment; the last one wins.
-        unfinished = target.with_suffix(f".{os.getpid()}")
-        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        for outdated in set(folder.glob(f"{way}-*-{name}")) - {target}:
-            outdated.unlink(missing_ok=True)
-        unfinished.replace(target)
+    version = subprocess.run([compiler_path, "--version"], capture_output=True, check=True).stdout
+    way = hashlib.sha256("\n".join([compiler_path, *flags]).encode() + version).hexdigest()[:12]
+    headers = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.h"), *HARNESS.parent.glob("*.h")]):
+        headers.update(path.name.encode() + path.read_bytes())
+    objects = []
+    for source in sources:
+        content = hashlib.sha256(headers.digest() + source.read_bytes()).hexdigest()[:16]
+        command = [compiler_path, *STRICT, *flags, "-I", str(SOURCES), "-c", str(source)]
+        objects.append(_made(folder, f"{way}-{source.stem}", f"{content}.o", command))
+    content = hashlib.sha256("\n".join([*map(str, objects), *link]).encode()).hexdigest()[:16]
+    return _made(folder, f"{way}-{name}", content, [compiler_path, *flags, *link, *map(str, objects)])
+
+
+def _made(folder: Path, stem: str, version: str, command: Sequence[str]) -> Path:
+    """The output of a command, made unless it is there; of several workers one makes it and the others wait."""
+    target = folder / f"{stem}-{version}"
+    with (folder / f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            for outdated in folder.glob(f"{stem}-*"):
+                outdated.unlink()
+            unfinished = folder / f"unfinished-{target.name}"
+            done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            unfinished.replace(target)
     return target
 
 
 def shared_library(config: pytest.Config, compiler_path: str, flags: Sequence[str] = ("-O1",)) -> Path:
     """The runtime for ctypes."""
-    return compile_c(config, compiler_path, "libarq.so", runtime_sources(), ("-shared", "-fPIC", *flags))
+    return compile_c(config, compiler_path, "libarq.so", runtime_sources(), ("-fPIC", *flags), ["-shared"])
 
 
 def harness(config: pytest.Config, compiler_path: str, flags: Sequence[str]) -> Path:

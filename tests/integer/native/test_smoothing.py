@@ -119,13 +119,13 @@ class Certificate(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> ctypes.CDLL:
     """The smoothing sources and the stand-in, as a shared library that traps on undefined behaviour."""
     folder = tmp_path_factory.mktemp("smoothing")
     (folder / "stand_in.c").write_text(STAND_IN)
-    flags = ("-O2", "-shared", "-fPIC", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+    flags = ("-O2", "-fPIC", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
     sources = [folder / "stand_in.c", *SMOOTHING]
-    return ctypes.CDLL(str(compile_c(compiler("gcc"), folder / "smoothing.so", sources, flags)))
+    return ctypes.CDLL(str(compile_c(pytestconfig, compiler("gcc"), "smoothing.so", sources, flags, ["-shared"])))
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
