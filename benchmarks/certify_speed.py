@@ -240,7 +240,7 @@ def measure(item: Subject, rounds: int, on_progress: OnProgress, *, full: bool) 
         }
     return {
         **figures, "sigma": item.sigma, "radius": radius, "images": count, "alpha": ALPHA, "hardware": this_machine(),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()}, "absent": absent,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()}, "absent": absent,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Programs of the bit-exactness matrix: random ones, small lowered nets, a trained ResNet-20 and a MobileNetV2."""
+"""Programs of the bit-exactness matrix: random ones, small lowered nets, a trained ResNet-20, two MobileNetV2."""
 
 from __future__ import annotations
 
@@ -83,3 +83,13 @@ def mobilenet_v2(**settings: Any) -> IntegerProgram:
     with torch.no_grad():
         model.train()((pixels / 255 - 0.5) / 0.25)
     return lowered(model.eval(), (32, 32, 3), **settings)
+
+
+def trained_mobilenet_v2(find: Callable[[str], Path], **settings: Any) -> IntegerProgram:
+    """MobileNetV2 trained on ImageNet, for 224×224 images; skips where its weights are not there.
+
+    :param find: the fixture ``shared_data``.
+    """
+    model = models.build("mobilenet_v2", 1000, **models.image_options("mobilenet_v2", (224, 224, 3)))
+    models.load_weights(model, find("weights/mobilenetv2_imagenet_int8.safetensors"))
+    return lowered(model.eval(), (224, 224, 3), **settings)

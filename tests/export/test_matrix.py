@@ -28,7 +28,15 @@ from arqsearch.integer.native import compile_program
 from arqsearch.integer.native.engine import native_available, native_problem
 from arqsearch.integer.program import IntegerProgram, TensorSpec
 from arqsearch.integer.ranges import infer
-from tests.export.networks import SIGMA, mobilenet_v2, noisy_images, small_net, smooth_images, trained_resnet20
+from tests.export.networks import (
+    SIGMA,
+    mobilenet_v2,
+    noisy_images,
+    small_net,
+    smooth_images,
+    trained_mobilenet_v2,
+    trained_resnet20,
+)
 from tests.export.toolchains import Builds, need, required
 from tests.integer.interpreter import interpret
 from tests.integer.random_programs import random_pixels, random_program
@@ -93,6 +101,17 @@ def resnet20(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[st
 def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Case:
     pixels = noisy_images(smooth_images(4, (32, 32, 3), 5))
     return case(mobilenet_v2(), pixels, tmp_path_factory.mktemp("mobilenet"))
+
+
+@pytest.fixture(scope="module")
+def mobilenet_trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Callable[[str], Path]) -> Case:
+    pixels = noisy_images(smooth_images(1, (224, 224, 3), 5))
+    return case(trained_mobilenet_v2(shared_data), pixels, tmp_path_factory.mktemp("mobilenet_trained"))
+
+
+#: The large one goes through compilers and emulators in the slow tests only.
+NETWORKS = ["resnet20", "mobilenet", "mobilenet_trained"]
+NETWORKS_COMPILED = ["resnet20", "mobilenet", pytest.param("mobilenet_trained", marks=pytest.mark.slow)]
 
 
 def run_native(program: IntegerProgram, isa: str, pixels: np.ndarray) -> np.ndarray:
@@ -194,14 +213,14 @@ def test_sanitizers_find_nothing(small: dict[str, Case], isa: str, tmp_path: Pat
 # ---- networks of the paper's size ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_native_engine_on_a_network(network: str, isa: str, request: pytest.FixtureRequest) -> None:
     found: Case = request.getfixturevalue(network)
     assert np.array_equal(run_native(found.program, isa, found.pixels), found.expected)
 
 
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("network", NETWORKS_COMPILED)
 @pytest.mark.parametrize("name", HOSTED)
 def test_c_package_on_a_network(network: str, name: str, builds: Builds, request: pytest.FixtureRequest) -> None:
     found: Case = request.getfixturevalue(network)
@@ -214,14 +233,14 @@ def test_cortex_m3_on_a_trained_network(resnet20: Case, builds: Builds) -> None:
     assert logits.shape == (6, 10)
 
 
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_strict_onnx_on_a_network(network: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found: Case = request.getfixturevalue(network)
     export_strict(found.program, tmp_path / STRICT_FILE)
     assert np.array_equal(run_strict(tmp_path / STRICT_FILE, found.pixels), found.expected)
 
 
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_fast_onnx_on_a_network(network: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found: Case = request.getfixturevalue(network)
     export_fast(found.program, tmp_path / "fast.onnx")
@@ -229,7 +248,7 @@ def test_fast_onnx_on_a_network(network: str, tmp_path: Path, request: pytest.Fi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["resnet20", "mobilenet"])
+@pytest.mark.parametrize("network", ("resnet20", "mobilenet"))
 def test_interpreter_on_a_network(network: str, request: pytest.FixtureRequest) -> None:
     found: Case = request.getfixturevalue(network)
     assert found.expected[:1].tolist() == interpret(found.program, found.pixels[:1])

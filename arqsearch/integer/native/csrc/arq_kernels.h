@@ -61,8 +61,8 @@ typedef struct arq_conv {
 
 typedef struct arq_kernels {
     arq_isa isa;
-    /* Bytes (multiple of 64) and content of a layer's prepared memory. `unpack` gives code (o, kh, kw, i) in order:
-     * weights are read through `codes`, int8 (out, kernel h, kernel w, in / groups), and `bias` is already moved. */
+    /* Bytes (multiple of 64) and content of a layer's prepared memory, from its weights as they are packed in the
+     * blob; `bias` is moved by `zero` times the sum of the weights here. */
     size_t (*prepared_bytes)(uint32_t out_channels, uint32_t kernel_h, uint32_t kernel_w, uint32_t in_per_group,
                              int depthwise, uint32_t sum_class, const arq_rescale *rescale);
     void (*prepare)(unsigned char *memory, uint32_t out_channels, uint32_t kernel_h, uint32_t kernel_w,
