@@ -61,9 +61,9 @@ def compile_c(
     for source in sources:
         content = hashlib.sha256(headers.digest() + source.read_bytes()).hexdigest()[:16]
         command = [compiler_path, *STRICT, *flags, "-I", str(SOURCES), "-c", str(source)]
-        objects.append(_made(folder, f"{way}-{source.stem}", f"{content}.o", command))
+        objects.append(_made(folder, f"{way}-object-{source.stem}", f"{content}.o", command))
     content = hashlib.sha256("\n".join([*map(str, objects), *link]).encode()).hexdigest()[:16]
-    return _made(folder, f"{way}-{name}", content, [compiler_path, *flags, *link, *map(str, objects)])
+    return _made(folder, f"{way}-linked-{name}", content, [compiler_path, *flags, *link, *map(str, objects)])
 
 
 def _made(folder: Path, stem: str, version: str, command: Sequence[str]) -> Path:
