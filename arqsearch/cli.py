@@ -44,7 +44,8 @@ def _run(stage: str, recipe: str, overrides: list[str] | None, as_json: bool) ->
     settings = load_recipe(recipe, overrides)
     with ProgressReporter(quiet=as_json) as progress:
         outcome = pipeline.STAGES[stage](settings, progress)
-    _print(outcome, as_json)
+    if os.environ.get("RANK", "0") == "0":  # Of the processes of torchrun, the first one speaks.
+        _print(outcome, as_json)
 
 
 def _print(outcome: dict[str, Any], as_json: bool) -> None:
