@@ -21,10 +21,11 @@ from torch import nn
 
 from arqsearch.benchmarks.results import this_machine
 from arqsearch.benchmarks.timing import Table, interleave
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import CertificateLine
 from arqsearch.certify.noise import ESTIMATE, NoiseTable
 from arqsearch.certify.rules import make_rule
-from arqsearch.certify.smoothing import ImageJob, SmoothingSettings, VoteCounter, program_classifier
+from arqsearch.certify.smoothing import SmoothingSettings, VoteCounter, program_classifier
 from arqsearch.data import Dataset
 from arqsearch.errors import ArqError
 from arqsearch.integer.lowering import lower

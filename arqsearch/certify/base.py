@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from arqsearch.certify.certificate import read_lines
 from arqsearch.certify.incremental import check_independent
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import FIXED, CertificateLine
 from arqsearch.certify.noise import ESTIMATE
-from arqsearch.certify.smoothing import Classifier, ImageJob, SmoothingSettings
+from arqsearch.certify.smoothing import Classifier, SmoothingSettings
 from arqsearch.errors import ArqError
 
 #: Key of a program's metadata: [seed, stage] of every noise stream that entered its selection or training.

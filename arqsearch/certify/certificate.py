@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arqsearch import __version__
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import INCREMENTAL, CertificateLine
-from arqsearch.certify.smoothing import Classifier, ImageJob, OnSamples, SmoothingSettings, total_distance
+from arqsearch.certify.smoothing import Classifier, OnSamples, SmoothingSettings, total_distance
 from arqsearch.errors import ArqError
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from decimal import Decimal
 from typing import Any
 
 from arqsearch.certify.binomial import certified_radius
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import FIXED, CertificateLine, first_maximum
 from arqsearch.certify.line_schema import TwoClass
 from arqsearch.certify.noise import ESTIMATE, SELECT
-from arqsearch.certify.smoothing import ImageJob, SmoothingSettings
+from arqsearch.certify.smoothing import SmoothingSettings
 from arqsearch.certify.two_class import two_class_radius
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arqsearch.certify.incremental import Pairs, Split, incremental_radius, near_probability
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import INCREMENTAL, CertificateLine
 from arqsearch.certify.line_schema import AlphaSplit, Incremental
 from arqsearch.certify.noise import ESTIMATE
 from arqsearch.certify.rule_fixed import radius_problems, selection_problems, skip_problems
-from arqsearch.certify.smoothing import ImageJob, SmoothingSettings
+from arqsearch.certify.smoothing import SmoothingSettings
 from arqsearch.errors import ArqError
 
 if TYPE_CHECKING:

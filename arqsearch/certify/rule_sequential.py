@@ -13,12 +13,13 @@ from itertools import pairwise
 from typing import Any
 
 from arqsearch.certify.binomial import RADIUS_STEP
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import SEQUENTIAL, CertificateLine, first_maximum
 from arqsearch.certify.line_schema import Sequential
 from arqsearch.certify.noise import ESTIMATE, SELECT
 from arqsearch.certify.rule_fixed import radius_problems, selection_problems, skip_problems
 from arqsearch.certify.sequential import Decision, look_times, sequential_radius, sequential_table
-from arqsearch.certify.smoothing import ImageJob, SmoothingSettings
+from arqsearch.certify.smoothing import SmoothingSettings
 from arqsearch.errors import ArqError
 
 OPEN = "undecided"

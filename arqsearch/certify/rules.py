@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import FIXED, INCREMENTAL, SEQUENTIAL, CertificateLine
 from arqsearch.certify.rule_fixed import FixedRule
 from arqsearch.certify.rule_incremental import IncrementalRule
 from arqsearch.certify.rule_sequential import SequentialRule
-from arqsearch.certify.smoothing import ImageJob, SmoothingSettings
+from arqsearch.certify.smoothing import Classifier, SmoothingSettings
 from arqsearch.errors import ArqError, nearest
 
 if TYPE_CHECKING:
@@ -55,6 +59,29 @@ def make_rule(settings: SmoothingSettings, base: BaseNetwork | None = None) -> R
     if base is not None:
         raise ArqError(f"The rule {settings.rule!r} takes no base network; choose the rule 'incremental'.")
     return FixedRule() if settings.rule == FIXED else SequentialRule()
+
+
+def certify_image(
+    classify: Classifier,
+    image: NDArray[np.uint8],
+    image_id: int,
+    label: int | None,
+    settings: SmoothingSettings,
+    *,
+    program: str,
+    data: str,
+) -> CertificateLine:
+    """Certify one image by the ``fixed`` or the ``sequential`` rule, which need no other network.
+
+    :param image: uint8 ``(H, W, C)``, grey levels.
+    :param image_id: its id in the data set.
+    :param label: its true class, None when unknown.
+    :param program: hash of what ``classify`` runs.
+    :param data: identity of the data set.
+    :raises ArqError: for another rule.
+    """
+    job = ImageJob(classify, image, image_id, label, settings, program, data)
+    return make_rule(settings).certify(job)
 
 
 def problems(line: CertificateLine) -> list[str]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from arqsearch.certify.base import BaseNetwork
 from arqsearch.certify.certificate import LabelledImages, OnImage, read_lines
+from arqsearch.certify.job import ImageJob
 from arqsearch.certify.line import CertificateLine
 from arqsearch.certify.rules import make_rule
-from arqsearch.certify.smoothing import Classifier, ImageJob, SmoothingSettings, total_distance
+from arqsearch.certify.smoothing import Classifier, SmoothingSettings, total_distance
 from arqsearch.errors import ArqError
 
 _SHOWN = 10

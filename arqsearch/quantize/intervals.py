@@ -1,6 +1,6 @@
 """Interval bounds of the fake-quantized network with straight-through gradients (QA-IBP training).
 
-The same abstract step as :mod:`arqsearch.certify.intervals` takes on the integer program, in the
+The same abstract step as :mod:`arqsearch.certify.linf.boxes` takes on the integer program, in the
 trained network's domain: monotone steps map both end points, conv and linear use centre and radius,
 the last layer is fused with the specification (Lechner et al., AAAI 2023). These bounds train; they
 certify nothing.

@@ -6,6 +6,7 @@ averaged when they are frozen, saved or used. One process is rank 0 of 1 and pay
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 
@@ -25,16 +26,23 @@ class Ranks:
     size: int = 1
 
     @staticmethod
+    def described() -> Ranks:
+        """What ``torchrun`` says in the environment, without joining."""
+        return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @staticmethod
     def current() -> Ranks:
         """Join the group that ``torchrun`` describes in the environment, once; a lone process is a group of its own."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        found = Ranks.described()
+        if found.size == 1:
             return Ranks()
         if not torch.distributed.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        return Ranks(torch.distributed.get_rank(), size)
+            # Left to the interpreter's end, gloo's threads may outlive what they use, and the process aborts.
+            atexit.register(leave)
+        return found
 
     @property
     def first(self) -> bool:
@@ -77,3 +85,9 @@ class Ranks:
         """Wait until every process is here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def leave() -> None:
+    """Leave the group, once all processes are done with it; nothing happens where there is none."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from arqsearch.certify.base import BaseNetwork
 from arqsearch.certify.certificate import certify_dataset, read_lines
-from arqsearch.certify.intervals import IntervalBounds
 from arqsearch.certify.line import FIXED, INCREMENTAL, CertificateLine
+from arqsearch.certify.linf.boxes import IntervalBounds
 from arqsearch.certify.meter import Meter
 from arqsearch.certify.shards import Shard
 from arqsearch.certify.smoothing import Classifier, SmoothingSettings, first_argmax, program_classifier

@@ -14,7 +14,7 @@ import torch
 
 from arqsearch.certify.base import BaseNetwork
 from arqsearch.certify.certificate import read_lines
-from arqsearch.certify.intervals import IntervalBounds
+from arqsearch.certify.linf.boxes import IntervalBounds
 from arqsearch.certify.noise import ESTIMATE, NoiseTable, noise
 from arqsearch.certify.smoothing import program_classifier
 from arqsearch.certify.verify import verify_file

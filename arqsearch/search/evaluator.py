@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arqsearch.certify.intervals import IntervalBounds
+from arqsearch.certify.linf.boxes import IntervalBounds
 from arqsearch.certify.noise import SEARCH, NoiseTable
 from arqsearch.certify.smoothing import count_votes as count_class_votes
 from arqsearch.certify.smoothing import program_classifier
@@ -79,17 +79,25 @@ class ProgramEvaluator:
     :param holdout: held-out training images that score candidates.
     :param recipe: the resolved recipe.
     :param record: where evaluations are kept.
-    :param train_images: images and labels for the short fine-tune of ``evaluate.mode: finetune``.
+    :param train_set: images and labels for the short fine-tune of ``evaluate.mode: finetune``.
+    :param teacher: float network that this fine-tune distils from, where its objective does.
     """
 
     def __init__(
-        self, net: QuantizedNet, holdout: Dataset, recipe: Recipe, record: Record, train_set: Dataset | None = None
+        self,
+        net: QuantizedNet,
+        holdout: Dataset,
+        recipe: Recipe,
+        record: Record,
+        train_set: Dataset | None = None,
+        teacher: QuantizedNet | None = None,
     ) -> None:
         self.net = net
         self.holdout = holdout
         self.recipe = recipe
         self.record = record
         self.train_set = train_set
+        self.teacher = teacher
         self.table = NoiseTable.for_sigma(recipe.sigma)
         self._state: dict[str, Tensor] = {k: v.clone() for k, v in net.state_dict().items()}
         self.key = RecordKey(state_hash(net.state_dict()), self._settings_hash())
@@ -144,7 +152,10 @@ class ProgramEvaluator:
         if self.recipe.evaluate.mode == "finetune":
             assert self.train_set is not None
             data, settings = self.train_set, self.recipe.evaluate.training
-            train(self.net, data.images, data.labels, settings, self.recipe.sigma, seed=self.recipe.seed)
+            train(
+                self.net, data.images, data.labels, settings, self.recipe.sigma, seed=self.recipe.seed,
+                teacher=self.teacher,
+            )  # fmt: skip
         self.net.eval()
         program = lower(self.net, noise_limit=self.table.hi)
         counts = score_program(program, self.holdout, self.recipe.evaluate, self.table, self.recipe.seed)

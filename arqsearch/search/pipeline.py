@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from arqsearch.errors import ArqError
 from arqsearch.quantize.ranks import Ranks
 from arqsearch.recipe import Recipe
 from arqsearch.search import certification, delivery, reporting, stages
@@ -63,6 +64,18 @@ TRAININGS: dict[str, Callable[[Recipe, OnProgress], Outcome]] = {
 }  # fmt: skip
 
 
+def _alone(command: str) -> None:
+    """Refuse ``torchrun``, whose processes would all write the same files.
+
+    :raises ArqError: naming what to run instead.
+    """
+    if Ranks.described().size > 1:
+        raise ArqError(
+            f"`arqsearch {command}` runs as one process. Use torchrun for `arqsearch train --what "
+            f"{'|'.join(TRAININGS)}`, then run `arqsearch {command}` without it; it continues from those results."
+        )
+
+
 def _begin(recipe: Recipe) -> None:
     """Store the recipe in the run folder; of several ``torchrun`` processes the first one does."""
     ranks = Ranks.current()
@@ -73,6 +86,7 @@ def _begin(recipe: Recipe) -> None:
 
 def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Base network, if missing, and bit-widths."""
+    _alone("search")
     stages.check_search(recipe)
     train_shared(recipe, on_progress)
     with timed(recipe, "search"):
@@ -82,6 +96,7 @@ def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
 
 def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Fine-tuned networks, integer programs and certificates."""
+    _alone("certify")
     finetune(recipe, on_progress)
     with timed(recipe, "certify"):
         rows = certification.certify(recipe, on_progress)
@@ -101,11 +116,13 @@ def _heading(key: str) -> str:
 
 def report(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """The report of whatever the run folder holds."""
+    _alone("report")
     return {"report": str(reporting.write(Workspace(recipe)))}
 
 
 def run(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Everything."""
+    _alone("run")
     search(recipe, on_progress)
     outcome = certify(recipe, on_progress)
     delivery.export(recipe, stages.FOUND, list(recipe.export.formats))

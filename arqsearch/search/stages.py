@@ -124,8 +124,10 @@ def open_evaluator(space: Workspace) -> ProgramEvaluator:
     net = space.net()
     net.quantized = True
     load_state(net, space.shared_path)
-    train_set = space.train_set if space.recipe.evaluate.mode == "finetune" else None
-    return ProgramEvaluator(net.eval(), space.holdout, space.recipe, space.record(), train_set)
+    if space.recipe.evaluate.mode != "finetune":
+        return ProgramEvaluator(net.eval(), space.holdout, space.recipe, space.record())
+    guide = teacher(space, space.recipe.evaluate.training)
+    return ProgramEvaluator(net.eval(), space.holdout, space.recipe, space.record(), space.train_set, guide)
 
 
 def measure_spread(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:

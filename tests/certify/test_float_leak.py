@@ -23,7 +23,8 @@ from scipy.stats import norm
 
 from arqsearch.certify.binomial import certified_radius, grey_levels_squared
 from arqsearch.certify.noise import NoiseTable
-from arqsearch.certify.smoothing import SmoothingSettings, certify_image, total_distance
+from arqsearch.certify.rules import certify_image
+from arqsearch.certify.smoothing import SmoothingSettings, total_distance
 
 Floats = NDArray[np.float32]
 Levels = NDArray[np.int64]

@@ -19,8 +19,9 @@ from arqsearch.certify.certificate import certify_dataset, read_lines
 from arqsearch.certify.incremental import Pairs, Split, incremental_radius, near_probability
 from arqsearch.certify.line import CertificateLine
 from arqsearch.certify.noise import ESTIMATE, SELECT, NoiseTable, noise
+from arqsearch.certify.rules import certify_image
 from arqsearch.certify.sequential import look_times
-from arqsearch.certify.smoothing import SmoothingSettings, certify_image, total_distance
+from arqsearch.certify.smoothing import SmoothingSettings, total_distance
 from arqsearch.certify.summary import holds_at, summarize
 from arqsearch.certify.two_class import two_class_radius
 from arqsearch.errors import ArqError

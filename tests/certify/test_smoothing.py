@@ -12,13 +12,8 @@ from scipy.stats import binomtest, norm
 
 from arqsearch.certify.binomial import grey_levels_squared
 from arqsearch.certify.noise import NoiseTable
-from arqsearch.certify.smoothing import (
-    SmoothingSettings,
-    certify_image,
-    check_input_range,
-    first_argmax,
-    program_classifier,
-)
+from arqsearch.certify.rules import certify_image
+from arqsearch.certify.smoothing import SmoothingSettings, check_input_range, first_argmax, program_classifier
 from arqsearch.certify.summary import holds_at, summarize
 from arqsearch.errors import ArqError
 from arqsearch.integer.ops import Flatten, InputQuantize, Linear

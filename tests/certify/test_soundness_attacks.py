@@ -18,14 +18,8 @@ from scipy.stats import binomtest, norm
 from arqsearch.certify.binomial import clopper_pearson, grey_levels_squared
 from arqsearch.certify.line import CertificateLine
 from arqsearch.certify.noise import SEARCH, NoiseTable
-from arqsearch.certify.smoothing import (
-    Classifier,
-    SmoothingSettings,
-    certify_image,
-    count_votes,
-    first_argmax,
-    program_classifier,
-)
+from arqsearch.certify.rules import certify_image
+from arqsearch.certify.smoothing import Classifier, SmoothingSettings, count_votes, first_argmax, program_classifier
 from arqsearch.certify.two_class import two_class_radius
 from arqsearch.data import load
 from arqsearch.integer.lowering import lower

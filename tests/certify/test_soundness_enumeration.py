@@ -21,14 +21,9 @@ from scipy.stats import chi2, norm
 from arqsearch.certify.binomial import certified_radius, grey_levels_squared
 from arqsearch.certify.incremental import Pairs, Split, incremental_radius, near_probability
 from arqsearch.certify.noise import ESTIMATE, NoiseTable
+from arqsearch.certify.rules import certify_image
 from arqsearch.certify.sequential import sequential_radius
-from arqsearch.certify.smoothing import (
-    SmoothingSettings,
-    certify_image,
-    count_votes,
-    program_classifier,
-    total_distance,
-)
+from arqsearch.certify.smoothing import SmoothingSettings, count_votes, program_classifier, total_distance
 from arqsearch.certify.two_class import two_class_radius
 from arqsearch.integer.program import IntegerProgram
 from tests.certify.exact_smoothing import SmoothedGrid, smoothed_grid

@@ -19,6 +19,7 @@ from arqsearch.certify.binomial import certified_radius, clopper_pearson, minima
 from arqsearch.certify.incremental import Pairs, Split, near_probability
 from arqsearch.certify.line import first_maximum
 from arqsearch.certify.noise import NoiseTable
+from arqsearch.certify.rules import certify_image
 from arqsearch.certify.sequential import (
     certifying_count,
     look_times,
@@ -26,7 +27,7 @@ from arqsearch.certify.sequential import (
     sequential_radius,
     sequential_table,
 )
-from arqsearch.certify.smoothing import SmoothingSettings, certify_image, program_classifier
+from arqsearch.certify.smoothing import SmoothingSettings, program_classifier
 from arqsearch.certify.two_class import two_class_radius
 from tests.certify.false_rates import crossing_probability, judge
 from tests.certify.tiny_programs import half_space

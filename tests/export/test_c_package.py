@@ -15,7 +15,8 @@ import pytest
 
 from arqsearch.certify.binomial import accepts, certified_radius, minimal_count
 from arqsearch.certify.noise import NoiseTable
-from arqsearch.certify.smoothing import SmoothingSettings, certify_image, first_argmax, total_distance
+from arqsearch.certify.rules import certify_image
+from arqsearch.certify.smoothing import SmoothingSettings, first_argmax, total_distance
 from arqsearch.errors import ArqError
 from arqsearch.export import c_matrix
 from arqsearch.export.c_matrix import TOOLCHAINS

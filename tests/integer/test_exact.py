@@ -24,7 +24,7 @@ SEEDS = range(80)
 CONSUMERS = (
     "arqsearch.integer.backend_torch",
     "arqsearch.integer.ranges",
-    "arqsearch.certify.intervals",
+    "arqsearch.certify.linf.boxes",
     "arqsearch.export.onnx_strict",
 )
 

@@ -189,3 +189,23 @@ def test_facts_of_other_data_are_not_reused(tmp_path: Path) -> None:
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"holdout": 123})})
     assert Workspace(other).facts["holdout_identity"] != first["holdout_identity"]
     assert Workspace(recipe).facts == first
+
+
+def test_torchrun_is_refused_where_processes_would_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    settings = tiny_recipe(tmp_path / "run")
+    for command in (pipeline.search, pipeline.certify, pipeline.run, pipeline.report):
+        with pytest.raises(ArqError, match=r"torchrun for `arqsearch train --what base\|shared\|finetune`"):
+            command(settings, silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_candidates_distil_from_the_base(tmp_path: Path) -> None:
+    training = {"epochs": 0.2, "batch_size": 64, "lr": 0.01, "objective": {"smoothing": "distillation"}}
+    evaluate = {"mode": "finetune", "training": training, "smoothed": {"images": 20, "samples": 4}}
+    settings = tiny_recipe(tmp_path / "run", evaluate=evaluate)
+    pipeline.train(settings, silent)
+    stages.prepare_weights(settings, silent)
+    evaluator = stages.open_evaluator(Workspace(settings))  # Scores W8A8, after its fine-tune.
+    assert evaluator.teacher is not None and not evaluator.teacher.quantized
+    assert evaluator.computed == 1

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from arqsearch.certify.binomial import minimal_count
 from arqsearch.certify.noise import SEARCH, SELECT, NoiseTable, noise
-from arqsearch.certify.smoothing import SmoothingSettings, certify_image
+from arqsearch.certify.rules import certify_image
+from arqsearch.certify.smoothing import SmoothingSettings
 from tests.certify.noise_reference import philox_words, uniform
 from tests.integer.native.build import SOURCES, compile_c, compiler
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from arqsearch.certify.intervals import IntervalBounds, box, is_robust
+from arqsearch.certify.linf.boxes import IntervalBounds, box, is_robust
 from arqsearch.integer.lowering import lower
 from tests.quantize.nets import NETS
 from tests.quantize.test_lowering import quantized

@@ -1,0 +1,1 @@
+"""L∞ robustness of integer programs: boxes, linear bounds, attacks, complete verification."""
