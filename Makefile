@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 # Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
 export ARQSEARCH_DATA ?= ../shared
 
-.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed clean
+.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed results-certify-speed clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -60,6 +60,11 @@ results-resnet20: $(STAMP)  ## the same for ResNet-20 on CIFAR-10 at σ=0.25 (ab
 results-integer-speed: $(STAMP)  ## time the integer engine and its peers, keep the figures in results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/arqsearch bench integer-speed --output results
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-certify-speed: $(STAMP)  ## time certificates by each rule, keep the figures in results/ (about an hour)
+	$(BIN)/arqsearch bench certify-speed --output results
+	$(BIN)/arqsearch bench certify-speed --sigma 0.25 --output results
 	$(BIN)/python -m arqsearch.benchmarks.results render
 
 clean:  ## remove what the tools leave behind; .venv and runs/ stay

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
+zoo_app = typer.Typer(name="zoo", help="Trained networks that come with the package.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="Recipe file, name of a packaged recipe, or run folder.", metavar="RECIPE|RUN")
@@ -193,12 +195,22 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = Fal
 
 @app.command()
 def export(
-    run: RunArgument,
+    run: Annotated[
+        str, typer.Argument(help="Run folder, integer program (.safetensors), or zoo:NAME.", metavar="RUN|PROGRAM")
+    ],
     format: Annotated[str, typer.Option("--format", "-f", help="onnx (strict), onnx-fast, qdq, config or c.")] = "onnx",
     network: Network = "found",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder, for a program alone; default: exports/NAME.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the integer network as ONNX (strict, fast or QDQ), as a C99 package, or its quantization config."""
+    from arqsearch.search.program_export import export_program, is_program
+
+    if is_program(run):
+        _print(export_program(run, format, output), as_json)
+        return
     from arqsearch.recipe import load_recipe
     from arqsearch.search import delivery
 
@@ -256,6 +268,32 @@ def schema() -> None:
     from arqsearch.recipe import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@zoo_app.command("list")
+def zoo_list(as_json: Json = False) -> None:
+    """List the networks, how each was made and what was measured."""
+    from arqsearch import zoo
+
+    shown = {}
+    for entry in zoo.entries():
+        facts = entry.model_dump(exclude_none=True, exclude={"name", "sha256", "file", "measured"})
+        shown[entry.name] = {**facts, **entry.measured}
+    _print(shown, as_json)
+
+
+@zoo_app.command("get")
+def zoo_get(
+    name: Annotated[str, typer.Argument(help="As `arqsearch zoo list` shows it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File or folder; default: the current folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a network's file out of the package."""
+    from arqsearch import zoo
+
+    _print({"file": str(zoo.get(name, output))}, as_json)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -37,10 +37,13 @@ from arqsearch.search.workspace import Workspace
 #: Told ``(task, done, total, note)``.
 OnProgress: TypeAlias = Callable[[str, int, int, str], None]
 
-RECIPE = "certify-speed"
+#: Base networks by σ: trained weights from the zoo, or beside the data.
+BASES = {0.25: "weights/resnet20_cifar10_noise_s025.safetensors", 0.5: "zoo:resnet20-cifar10-s050"}
 ALPHA, N0, N, SEED = 0.001, 100, 100_000, 20260101
 #: Caps of the sequential rule that the summary names.
 CAPS = {"sequential": 100_000, "sequential10k": 10_000}
+#: Sizes n at which the cost of the fixed rule is measured, on this many images: it is the same for each.
+FIXED_SIZES, FIXED_IMAGES = (1_000, 10_000, 100_000), 3
 #: Images in one forward pass of PyTorch, as the published code has it, and of one timed call of ours.
 TORCH_BATCH, VOTES = 500, 2_000
 #: ``adversarial-robustness-toolbox``, timed where it is installed.
@@ -52,12 +55,14 @@ class Subject:
     """What is certified.
 
     :param sigma: noise level in [0,1] pixels.
+    :param base: where the weights come from.
     :param images: test images, uint8 ``(N, H, W, C)``.
     :param network: the float network: [0,1] images ``(N, C, H, W)`` to logits, batch norm not folded.
     :param program: the integer program of the same weights, W8A8, not fine-tuned.
     """
 
     sigma: float
+    base: str
     images: Dataset
     network: nn.Module
     program: IntegerProgram
@@ -88,11 +93,12 @@ def subject(sigma: float, count: int, folder: Path) -> Subject:
     :param folder: scratch folder of the recipe.
     :raises ArqError: where data or weights are missing.
     """
-    weights = f"weights/resnet20_cifar10_noise_s{round(sigma * 100):03d}.safetensors"
-    recipe = load_recipe("resnet20_cifar10", [f"run={folder}", f"sigma={sigma}", f"model.weights={weights}"])
+    if sigma not in BASES:
+        raise ArqError(f"No trained ResNet-20 for σ = {sigma:g}; use --sigma {' or '.join(f'{s:g}' for s in BASES)}.")
+    recipe = load_recipe("resnet20_cifar10", [f"run={folder}", f"sigma={sigma}", f"model.weights={BASES[sigma]}"])
     space = Workspace(recipe)
     net = calibrated(space)
-    program = lower(net, noise_limit=space.table.hi, metadata={"benchmark": RECIPE})
+    program = lower(net, noise_limit=space.table.hi, metadata={"benchmark": "certify-speed"})
     float_net = space.net(space.base_weights()).eval()
     model = _Normalized(float_net.source.eval(), float_net.mean / 255, float_net.std / 255)
     test = space.test_set
@@ -100,7 +106,7 @@ def subject(sigma: float, count: int, folder: Path) -> Subject:
         raise ArqError(f"There are {len(test)} test images; ask for at most that many, not {count}.")
     # As published: NCHW in memory.
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Subject(sigma, test.subset(np.arange(count)), model, program)
+    return Subject(sigma, BASES[sigma], test.subset(np.arange(count)), model, program)
 
 
 # ---- rates -----------------------------------------------------------------------------------
@@ -240,33 +246,41 @@ def measure(item: Subject, rounds: int, on_progress: OnProgress, *, full: bool) 
             for name in ("fixed", "sequential", "sequential10k")
         }
     return {
-        **figures, "sigma": item.sigma, "radius": radius, "images": count, "alpha": ALPHA, "hardware": this_machine(),
-        "seconds": {name: round(value, 6) for name, value in seconds.items()}, "absent": absent,
+        **figures, "sigma": item.sigma, "base": item.base, "radius": radius, "images": count, "alpha": ALPHA,
+        "hardware": this_machine(), "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        "absent": absent,
     }  # fmt: skip
 
 
 def growth(item: Subject, shares: tuple[float, ...], on_progress: OnProgress) -> list[dict[str, Any]]:
-    """Samples that one image costs, over the asked radius and the cap.
+    """What one image costs: the sequential rule over the asked radius and the cap, the fixed one over n.
 
     :param shares: radii in units of σ.
-    :returns: one row for each radius and cap.
+    :returns: one row for each radius and cap, and for each n.
     """
     found = []
+    for n in FIXED_SIZES:
+        few = replace(item, images=item.images.subset(np.arange(min(FIXED_IMAGES, len(item.images)))))
+        lines, seconds = certify_all(few, "fixed", (), N, on_progress, f"σ={item.sigma}, fixed, n={n}", n=n)
+        found.append(_growth_row(item.sigma, "fixed", "", n, lines, seconds))
     for share in shares:
         for cap in CAPS.values():
-            radius = round(share * item.sigma, 6)
-            lines, seconds = certify_all(
-                item, "sequential", (radius,), cap, on_progress, f"σ={item.sigma}, r={share}σ, cap {cap}"
-            )
-            taken = [line.samples for line in lines]
-            found.append(
-                {
-                    "sigma": item.sigma, "radius_in_sigma": share, "cap": cap, "images": len(lines),
-                    "samples_mean": round(float(np.mean(taken)), 1), "samples_median": float(np.median(taken)),
-                    "undecided": round(undecided(lines), 4), "seconds_per_image": round(seconds / len(lines), 5),
-                }
-            )  # fmt: skip
+            radius, task = round(share * item.sigma, 6), f"σ={item.sigma}, r={share}σ, cap {cap}"
+            lines, seconds = certify_all(item, "sequential", (radius,), cap, on_progress, task)
+            found.append(_growth_row(item.sigma, "sequential", share, cap, lines, seconds))
     return found
+
+
+def _growth_row(
+    sigma: float, rule: str, share: float | str, limit: int, lines: list[CertificateLine], seconds: float
+) -> dict[str, Any]:
+    taken = [line.samples for line in lines]
+    return {
+        "hardware": this_machine(), "sigma": sigma, "rule": rule, "radius_in_sigma": share, "n_or_cap": limit,
+        "images": len(lines), "samples_mean": round(float(np.mean(taken)), 1),
+        "samples_median": float(np.median(taken)), "undecided": round(undecided(lines), 4),
+        "seconds_per_image": round(seconds / len(lines), 5),
+    }  # fmt: skip
 
 
 def write_rows(rows: list[Mapping[str, Any]], path: Path) -> None:

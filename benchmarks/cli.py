@@ -107,6 +107,7 @@ def certify_speed(
 
     environment.relaunch("auto")
     from arqsearch.benchmarks import certify_speed as speed
+    from arqsearch.benchmarks.certify_table import GROWTH, RECIPE
     from arqsearch.progress import ProgressReporter
 
     with ProgressReporter() as progress, tempfile.TemporaryDirectory() as folder:
@@ -114,10 +115,10 @@ def certify_speed(
         outcome = speed.measure(item, 3 if quick else 9, progress, full=not quick)
         if output is not None:
             rows = speed.growth(item, (0.0, 0.25, 0.5, 1.0, 1.5, 2.0), progress)
-            name = f"{speed.RECIPE}-{outcome['hardware']}-s{round(100 * sigma):03d}"
-            speed.write_rows([{"recipe": speed.RECIPE, **row} for row in rows], output / f"{name}-growth.csv")
+            name = f"{RECIPE}-{outcome['hardware']}-s{round(100 * sigma):03d}"
+            speed.write_rows([{"recipe": GROWTH, **row} for row in rows], output / f"{name}-growth.csv")
             flat = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in outcome.items()}
-            speed.write_rows([{"recipe": speed.RECIPE, **flat}], output / f"{name}.csv")
+            speed.write_rows([{"recipe": RECIPE, **flat}], output / f"{name}.csv")
             typer.echo(f"Wrote {output / name}.csv and {output / name}-growth.csv")
     typer.echo(json.dumps(outcome, ensure_ascii=False))
 

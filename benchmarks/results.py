@@ -5,7 +5,8 @@ networks) and ``results/<recipe>-<hardware>-search.csv`` (the policies). ``... r
 ``<!-- results:<recipe> -->`` and ``<!-- /results -->`` in README.md and docs/ from the files in ``results/``: no figure
 there is typed by hand. ``results:<recipe>:search`` and ``results:<recipe>:time`` ask for the other tables of a run,
 ``results:integer-speed:rates`` and ``results:integer-speed:milliseconds`` for those of ``arqsearch bench
-integer-speed``.
+integer-speed``, ``results:certify-speed:cost`` and ``results:certify-speed-growth:growth`` (with a picture in
+docs/pictures) for ``arqsearch bench certify-speed``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arqsearch.benchmarks.certify_table import GROWTH, cost_table, draw_growth, growth_table, picture_name
 from arqsearch.benchmarks.speed_table import Row, milliseconds_table, rates_table
 from arqsearch.errors import ArqError
 
@@ -160,6 +162,14 @@ def read_results(root: Path, recipe: str, search: bool) -> list[list[Row]]:
     return found
 
 
+def by_machine(results: Sequence[list[Row]]) -> list[list[Row]]:
+    """Files of one machine joined: their rows belong into one table and one picture."""
+    joined: dict[str, list[Row]] = {}
+    for rows in results:
+        joined.setdefault(rows[0]["hardware"], []).extend(rows)
+    return list(joined.values())
+
+
 def render(root: Path) -> list[Path]:
     """Rewrite the marked blocks of README and docs from the committed CSVs.
 
@@ -177,6 +187,10 @@ def render(root: Path) -> list[Path]:
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(path)
+    for rows in by_machine(read_results(root, GROWTH, search=False)):
+        picture = root / "docs" / "pictures" / picture_name(rows)
+        if draw_growth(rows, picture):
+            changed.append(picture)
     return changed
 
 
@@ -195,6 +209,8 @@ def rendered(text: str, root: Path, name: str) -> str:
         if part not in (None, *_PARTS):
             raise ArqError(f"{name}: results:{recipe}:{part} asks for an unknown table; use {', '.join(_PARTS)}.")
         results = read_results(root, recipe, search=part == "search")
+        if recipe == GROWTH:
+            results = by_machine(results)
         make = _PARTS.get(part or "", networks_table)
         body = "\n\n".join(make(rows) for rows in results) or ABSENT
         return f"{opening}\n{body}\n\n{closing}"
@@ -211,11 +227,19 @@ def networks_table(rows: Sequence[Row]) -> str:
     lines.append(["Clean accuracy", *(_share(row, "clean_accuracy") for row in rows)])
     for column in (c for c in columns if re.fullmatch(r"certified@[\d.]+", c)):
         lines.append([f"Certified at r = {column.split('@')[1]}", *(_share(row, column) for row in rows)])
-    lines.append(["ACR", *(_bracketed(row, "acr", 1, 3) for row in rows)])
+    for column in (c for c in columns if c.startswith("undecided@")):
+        lines.append([f"Undecided at r = {column.split('@')[1]}", *(_whole(row, column) for row in rows)])
+    for column, name in (("acr", "ACR"), ("acr_bound", "ACR, lower bound")):
+        if column in columns:
+            lines.append([name, *(_bracketed(row, column, 1, 3) for row in rows)])
     for column in (c for c in columns if re.fullmatch(r"ibp@\d+", c)):
         lines.append([f"Certified at ε = {column.split('@')[1]}", *(_share(row, column) for row in rows)])
     lines.append(["Noise samples n", *(_whole(row, "n") for row in rows)])
+    if "mean_samples" in columns:
+        lines.append(["Samples of an image, mean", *(_whole(row, "mean_samples") for row in rows)])
     lines.append(["Test images (r, ACR)", *(_whole(row, "images") for row in rows)])
+    if "expected_wrong" in columns:
+        lines.append(["Wrong certificates expected, at most", *(_decimal(row, "expected_wrong", 2) for row in rows)])
     lines.append(["BOPs, % of FP32", *(_decimal(row, "bops_percent", 3) for row in rows)])
     lines.append(["Weight bytes", *(_whole(row, "weight_bytes") for row in rows)])
     header = [Cell(""), *(Cell(row["name"]) for row in rows)]
@@ -258,7 +282,10 @@ def time_table(rows: Sequence[Row]) -> str:
     return f"{_caption(rows[0])}\n\n{table.markdown()}"
 
 
-_PARTS = {"search": search_table, "time": time_table, "rates": rates_table, "milliseconds": milliseconds_table}
+_PARTS = {
+    "search": search_table, "time": time_table, "rates": rates_table, "milliseconds": milliseconds_table,
+    "cost": cost_table, "growth": growth_table,
+}  # fmt: skip
 
 
 def _caption(row: Row) -> str:

@@ -28,6 +28,7 @@ from arqsearch.search.executor import LocalExecutor, OnProgress, Task
 from arqsearch.search.stages import FLOAT, compared, write_json
 from arqsearch.search.weights import load_state, state_hash
 from arqsearch.search.workspace import Workspace
+from arqsearch.zoo import resolve
 
 #: Seconds between two signs of progress within an image.
 SIGN_SECONDS = 0.5
@@ -198,7 +199,7 @@ def find_program(certificates: Path, given: str | None, folder: Path | None = No
     :returns: None where it was not found.
     """
     if given is not None:
-        return IntegerProgram.load(Path(given).expanduser())
+        return IntegerProgram.load(resolve(given, "program").expanduser())
     lines = read_lines(certificates)
     wanted = lines[0].program if lines else ""
     for place in [certificates.absolute().parent.parent, *([] if folder is None else [folder])]:

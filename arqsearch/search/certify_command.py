@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arqsearch import data as datasets
+from arqsearch import zoo
 from arqsearch.certify import shards
 from arqsearch.certify.line import CertificateLine
 from arqsearch.certify.shards import Shard
@@ -20,10 +21,9 @@ from arqsearch.integer.program import IntegerProgram
 from arqsearch.recipe import Recipe, apply_override, load_recipe, parse_recipe
 from arqsearch.search.certification import certify_program, load_program
 from arqsearch.search.executor import OnProgress
+from arqsearch.search.program_export import is_program, program_name
 from arqsearch.search.stages import FLOAT, FOUND, compared
 from arqsearch.search.workspace import Workspace
-
-PROGRAM_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,18 @@ def parse_radii(text: str | None) -> list[float] | None:
 def certify(target: str, overrides: Sequence[str], options: CertifyOptions, on_progress: OnProgress) -> dict[str, Any]:
     """Certify the networks of a run, one of them, or one program file.
 
-    :param target: recipe, run folder, or integer program.
+    :param target: recipe, run folder, integer program, or ``zoo:NAME``.
     :param overrides: ``section.key=value``.
     :returns: for a whole run its table; else the file, and what it says.
     :raises ArqError: when something is missing or does not fit together.
     """
     given = [*overrides, *options.overrides()]
-    if Path(target).suffix == PROGRAM_SUFFIX:
-        program = IntegerProgram.load(target)
+    if is_program(target):
+        program, name = IntegerProgram.load(zoo.resolve(target, "program")), program_name(target)
         recipe = bare_recipe(program, given, options)
-        whole = options.output or Path(target).with_suffix(".jsonl")
-        return _certify_one(program, recipe, _test_set(recipe), whole, Path(target).stem, options, on_progress)
+        beside = Path() if target.startswith(zoo.PREFIX) else Path(target).parent
+        whole = options.output or beside / f"{name}.jsonl"
+        return _certify_one(program, recipe, _test_set(recipe), whole, name, options, on_progress)
     recipe = load_recipe(target, given)
     if options.network is None and options.output is None and options.shard is None:
         from arqsearch.search import pipeline  # A program alone needs no part of it, and starts sooner without.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from arqsearch import data as datasets
-from arqsearch import models
+from arqsearch import models, zoo
 from arqsearch.certify.noise import NoiseTable
 from arqsearch.data import Dataset
 from arqsearch.errors import ArqError
@@ -187,10 +187,12 @@ class Workspace:
         return self.base_path
 
     def find_weights(self, named: str) -> Path:
-        """A weights file that the recipe names, from the current folder or the data root.
+        """A weights file that the recipe names, from the current folder, the data root or the zoo (``zoo:NAME``).
 
         :raises ArqError: when there is none.
         """
+        if named.startswith(zoo.PREFIX):
+            return zoo.find(named, "base").path
         path = Path(named).expanduser()
         places = [path] if path.is_absolute() else [path, datasets.data_root() / path]
         for place in places:

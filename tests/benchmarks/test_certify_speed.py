@@ -33,7 +33,7 @@ def item() -> speed.Subject:
     net.calibrate([to_pixels(digits.images)])
     program = lower(net.eval(), noise_limit=NoiseTable.for_sigma(0.1).hi)
     network = speed._Normalized(model.eval(), net.mean / 255, net.std / 255)
-    return speed.Subject(0.1, digits, network, program)
+    return speed.Subject(0.1, "digits", digits, network, program)
 
 
 def silent(task: str, done: int, total: int, note: str) -> None:
@@ -67,12 +67,17 @@ def test_growth_has_a_row_for_each_radius_and_cap(
     item: speed.Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(speed, "CAPS", {"sequential": 500, "sequential10k": 100})
+    monkeypatch.setattr(speed, "FIXED_SIZES", (300, 600))
     rows: list[dict[str, Any]] = speed.growth(item, (0.0, 1.0), silent)
-    assert [(row["radius_in_sigma"], row["cap"]) for row in rows] == [(0.0, 500), (0.0, 100), (1.0, 500), (1.0, 100)]
-    assert all(64 <= row["samples_mean"] <= row["cap"] for row in rows)
+    fixed, asked = rows[:2], rows[2:]
+    assert [(row["rule"], row["n_or_cap"], row["samples_mean"]) for row in fixed] == [
+        ("fixed", 300, 300.0), ("fixed", 600, 600.0),
+    ]  # fmt: skip
+    assert [(r["radius_in_sigma"], r["n_or_cap"]) for r in asked] == [(0.0, 500), (0.0, 100), (1.0, 500), (1.0, 100)]
+    assert all(64 <= row["samples_mean"] <= row["n_or_cap"] for row in asked)
     speed.write_rows(rows, tmp_path / "deep" / "growth.csv")
     with (tmp_path / "deep" / "growth.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert len(list(csv.DictReader(file))) == 6
 
 
 def test_the_command_explains_itself() -> None:
@@ -81,9 +86,9 @@ def test_the_command_explains_itself() -> None:
 
 
 def test_the_subject_is_the_shared_network(shared_data: Any, tmp_path: Path) -> None:
-    shared_data("weights/resnet20_cifar10_noise_s050.safetensors")
+    shared_data("weights/resnet20_cifar10_noise_s025.safetensors")
     shared_data("data/cifar10/test.parquet")
-    item = speed.subject(0.5, 2, tmp_path)
+    item = speed.subject(0.25, 2, tmp_path)
     x = torch.from_numpy(item.images.images).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         floats = item.network(x)
