@@ -1,29 +1,36 @@
 """Interval bounds of the integer program in exact integers: QA-IBP certified accuracy.
 
-A box of pixels becomes a box of every tensor. Monotone operations map both end points; conv and
-linear use ``2*hi = W(l+u) + |W|(u-l) + 2b`` and its mirror image, all integers; the last linear layer
-is fused with the specification ``z_y - z_j`` (Lechner et al., AAAI 2023). A verified image is robust
-under the shipped program: for every integer image within ε grey levels the class stays the label.
+A box of pixels becomes a box of every tensor; the last linear layer is fused with the specification ``z_y - z_j``
+(Lechner et al., AAAI 2023). A verified image is robust under the shipped program: for every integer image within ε
+grey levels the class stays the label.
+
+Batches of boxes run as an interval program (`interval_program`) on whatever runs programs, the native engine first.
+Where splits or bounds of inner tensors are taken in, boxes are computed tensor by tensor (`boxes_torch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from arqsearch.certify.linf.boxes_specification import LastLayer
+from arqsearch.certify.linf.boxes_torch import RULES as RULES
+from arqsearch.certify.linf.boxes_torch import TensorBoxes
+from arqsearch.certify.linf.domain import Bound, Domain, needed
+from arqsearch.certify.linf.interval_program import interleave, interval_program
 from arqsearch.integer import ops as O
-from arqsearch.integer.backend_torch import RULES as RUN
-from arqsearch.integer.backend_torch import exact_dtype, split_padding
-from arqsearch.integer.probe import checked_conv2d
 from arqsearch.integer.program import IntegerProgram
-from arqsearch.integer.ranges import partial_sum_bound, prove
+from arqsearch.integer.ranges import prove
 
-Bounds: TypeAlias = tuple[Tensor, Tensor]
+#: Boxes whose last tensors are held at once.
+CHUNK = 1024
+#: Domains whose every tensor is held at once.
+DOMAIN_CHUNK = 128
 
 
 def box(images: np.ndarray, epsilon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,8 +52,7 @@ def is_robust(margins: Tensor, labels: Tensor) -> Tensor:
     :returns: bool ``(N,)``.
     """
     classes = torch.arange(margins.shape[1])
-    needed = (classes[None] < labels[:, None]).to(margins.dtype)
-    return ((margins >= needed) | (classes[None] == labels[:, None])).all(1)
+    return ((margins >= needed(labels, len(classes))) | (classes[None] == labels[:, None])).all(1)
 
 
 @dataclass(frozen=True)
@@ -62,22 +68,29 @@ class IntervalResult:
 
 
 class IntervalBounds:
-    """Compiles a program's interval transformers once.
+    """Exact boxes of one program; a `Bounder`.
 
     :param program: ranges are proven first.
     :param device: torch device.
-    :param chunk: images per inner batch.
+    :param chunk: boxes held at once; does not change the result.
+    :param backend: what runs boxes: "native", "torch", or "auto" for the fastest; does not change the result.
     """
 
-    def __init__(self, program: IntegerProgram, device: str = "cpu", chunk: int = 128) -> None:
+    name = "boxes"
+
+    def __init__(
+        self, program: IntegerProgram, device: str = "cpu", chunk: int = CHUNK, backend: str = "auto"
+    ) -> None:  # fmt: skip
         prove(program)
-        self.program = program
-        self.device = torch.device(device)
-        self.chunk = chunk
+        self.program, self.device, self.chunk = program, torch.device(device), chunk
         last = program.ops[-1]
-        self._fused = last if isinstance(last, O.Linear) and last.output == program.output else None
-        body = program.ops[:-1] if self._fused else program.ops
-        self._steps = [(op, RULES[type(op)](op, program, self.device)) for op in body]
+        self._last: LastLayer | None = None
+        self._source = program.output
+        if isinstance(last, O.Linear) and last.output == program.output:
+            self._source = last.inputs[0]
+            self._last = LastLayer(last, program.tensors[self._source], self.device)
+        self._backend = interval_program(program, self._source).backend(device=device, backend=backend)
+        self._boxes: TensorBoxes | None = None
 
     @torch.no_grad()
     def margins(self, lo: Any, hi: Any, labels: Any) -> Tensor:
@@ -88,94 +101,71 @@ class IntervalBounds:
         :param labels: ``(N,)``.
         :returns: int64 ``(N, K)``, 0 at the label.
         """
-        low, high = torch.as_tensor(np.asarray(lo)), torch.as_tensor(np.asarray(hi))
+        low, high = np.asarray(lo), np.asarray(hi)
         wanted = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-        parts = zip(
-            torch.split(low, self.chunk), torch.split(high, self.chunk), torch.split(wanted, self.chunk), strict=True
-        )
-        return torch.cat([self._chunk(*part) for part in parts])
+        parts = [
+            self._margins(interleave(low[at : at + self.chunk], high[at : at + self.chunk]), wanted[at:][: self.chunk])
+            for at in range(0, len(low), self.chunk)
+        ]
+        return torch.cat(parts) if parts else torch.zeros((0, self.program.num_classes), dtype=torch.int64)
 
-    def verify(self, images: np.ndarray, labels: np.ndarray, epsilon: int) -> IntervalResult:
+    def verify(self, images: NDArray[np.uint8], labels: Any, epsilon: int) -> IntervalResult:
         """Bound uint8 images ``(N, H, W, C)`` at `epsilon` grey levels."""
         wanted = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-        margins = self.margins(*box(images, epsilon), wanted)
+        margins = self.margins(*_narrow_box(images, epsilon), wanted)
         others = margins.clone()
         others[torch.arange(len(wanted)), wanted] = torch.iinfo(torch.int64).max
         return IntervalResult(is_robust(margins, wanted), others.min(1).values)
 
-    def _chunk(self, lo: Tensor, hi: Tensor, labels: Tensor) -> Tensor:
-        values: dict[int, Bounds] = {0: (self._enter(lo), self._enter(hi))}
-        for op, step in self._steps:
-            values[op.output] = step(*(values[i] for i in op.inputs))
-        if self._fused is None:
-            low, high = (x.double().cpu() for x in values[self.program.output])
-            rows = torch.arange(len(labels))
-            margins = low[rows, labels][:, None] - high
-            margins[rows, labels] = 0
-            return margins.to(torch.int64)
-        return self._specification(self._fused, values[self._fused.inputs[0]], labels)
+    @torch.no_grad()
+    def bound(self, domain: Domain, known: Bound | None = None) -> Bound:
+        """Bound every domain of the batch, and every tensor.
 
-    def _enter(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device).permute(0, 3, 1, 2)
+        :param known: bounds proven for these domains or for larger ones that contain them, position by position.
+        """
+        self._boxes = self._boxes or TensorBoxes(self.program, self.device)
+        parts = [
+            self._bound(domain[at], None if known is None else _part(known, at))
+            for at in torch.split(torch.arange(len(domain)), DOMAIN_CHUNK)
+        ]
+        tensors = {
+            tensor: (torch.cat([p.tensors[tensor][0] for p in parts]), torch.cat([p.tensors[tensor][1] for p in parts]))
+            for tensor in parts[0].tensors
+        }
+        return Bound(torch.cat([p.margins for p in parts]), torch.cat([p.empty for p in parts]), tensors)
 
-    def _specification(self, op: O.Linear, bounds: Bounds, labels: Tensor) -> Tensor:
-        """``(w_y - w_j) x + b_y - b_j`` bounded in float64, where every sum is exact."""
-        exact_dtype(4 * partial_sum_bound(op, self.program.tensors[op.inputs[0]]))
-        low, high = (x.double() for x in bounds)
-        weight = torch.as_tensor(op.weight.astype(np.float64), device=self.device)
-        bias = torch.as_tensor(op.bias.astype(np.float64), device=self.device)
-        where = labels.to(self.device)
-        rows = weight[where][:, None, :] - weight[None]
-        twice = torch.einsum("nki,ni->nk", rows, low + high) - torch.einsum("nki,ni->nk", rows.abs(), high - low)
-        return (twice / 2 + bias[where][:, None] - bias[None]).to(torch.int64).cpu()
+    def _bound(self, domain: Domain, known: Bound | None) -> Bound:
+        assert self._boxes is not None
+        limits = [domain.limits] + ([] if known is None else [known.tensors])
+        tensors, empty = self._boxes.bound(domain.lo, domain.hi, limits)
+        margins = _unfused(*tensors[self.program.output], domain.labels)
+        if self._last is not None:
+            low, high = tensors[self._source]
+            both = torch.stack([low, high], dim=2).reshape(len(low), -1)
+            margins = torch.maximum(margins, self._last.margins(both, domain.labels))
+        if known is not None:
+            margins, empty = torch.maximum(margins, known.margins), empty | known.empty
+        return Bound(margins, empty, tensors)
 
-
-Transformer: TypeAlias = Callable[..., Bounds]
-
-
-def _monotone(op: O.Op, program: IntegerProgram, device: torch.device) -> Transformer:
-    """End points go to end points, by the execution rule itself."""
-    kernel = RUN[type(op)](op, program, device)
-
-    def step(*bounds: Bounds) -> Bounds:
-        return kernel(*(b[0] for b in bounds)), kernel(*(b[1] for b in bounds))
-
-    return step
+    def _margins(self, pixels: NDArray[np.integer[Any]], labels: Tensor) -> Tensor:
+        bounds = self._backend.run(pixels)
+        if self._last is not None:
+            return self._last.margins(bounds, labels)
+        return _unfused(bounds[:, 0::2], bounds[:, 1::2], labels)
 
 
-def _conv2d(op: O.Conv2d, program: IntegerProgram, device: torch.device) -> Transformer:
-    dtype = exact_dtype(4 * partial_sum_bound(op, program.tensors[op.inputs[0]]))
-    weight = (
-        torch.as_tensor(op.weight.astype(np.float64)).permute(0, 3, 1, 2).to(device=device, dtype=dtype).contiguous()
-    )
-    bias = torch.as_tensor(op.bias.astype(np.float64)).to(device=device, dtype=dtype)
-    zero = torch.zeros_like(bias)
-
-    def convolve(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        x, padding = split_padding(x, op.padding)
-        return checked_conv2d(x, w, b, op.stride, padding, op.groups)
-
-    def step(bounds: Bounds) -> Bounds:
-        low, high = (x.to(dtype) for x in bounds)
-        centre = convolve(low + high, weight, 2 * bias)
-        radius = convolve(high - low, weight.abs(), zero)
-        return (centre - radius) / 2, (centre + radius) / 2
-
-    return step
+def _narrow_box(images: NDArray[np.uint8], epsilon: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """As `box`, in bytes."""
+    by = np.uint8(min(epsilon, 255))
+    return np.maximum(images, by) - by, np.minimum(images, 255 - by) + by
 
 
-def _linear(op: O.Linear, program: IntegerProgram, device: torch.device) -> Transformer:
-    dtype = exact_dtype(4 * partial_sum_bound(op, program.tensors[op.inputs[0]]))
-    weight = torch.as_tensor(op.weight.astype(np.float64)).to(device=device, dtype=dtype)
-    bias = torch.as_tensor(op.bias.astype(np.float64)).to(device=device, dtype=dtype)
-
-    def step(bounds: Bounds) -> Bounds:
-        low, high = (x.to(dtype) for x in bounds)
-        centre = torch.nn.functional.linear(low + high, weight, 2 * bias)
-        radius = torch.nn.functional.linear(high - low, weight.abs())
-        return (centre - radius) / 2, (centre + radius) / 2
-
-    return step
+def _unfused(low: Tensor, high: Tensor, labels: Tensor) -> Tensor:
+    """Margins from bounds of the logits ``(N, K)``."""
+    margins = low.to(torch.int64).gather(1, labels[:, None]) - high.to(torch.int64)
+    return margins.scatter_(1, labels[:, None], 0)
 
 
-RULES: O.RuleTable = {kind: _monotone for kind in O.OPS} | {O.Conv2d: _conv2d, O.Linear: _linear}
+def _part(known: Bound, at: Tensor) -> Bound:
+    tensors = {tensor: (lo[at], hi[at]) for tensor, (lo, hi) in known.tensors.items()}
+    return Bound(known.margins[at], known.empty[at], tensors)
