@@ -1,17 +1,17 @@
-"""One training loss from the recipe's choice: a smoothing part, distillation, and worst-case interval loss."""
+"""One training loss from the recipe's choice: a smoothing part, distillation, and a part from interval bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arqsearch.errors import ArqError
-from arqsearch.quantize.intervals import interval_margins, worst_case_logits
+from arqsearch.quantize.intervals import BoundedPass, bounded_forward, worst_case_logits
 from arqsearch.quantize.network import QuantizedNet
+from arqsearch.quantize.small_boxes import small_boxes, statistics_kept
 from arqsearch.quantize.smoothing_losses import (
     consistency_loss,
     distillation_loss,
@@ -48,29 +48,45 @@ def objective_loss(
     :param generator: source of the training noise, on the device of `pixels`.
     :param teacher: float network that distillation follows.
     """
-    smoothing = smoothing_loss(net, pixels, labels, objective, sigma, progress, generator, teacher)
-    ramp = min(1.0, progress / objective.ramp)
-    kappa = objective.interval * ramp
-    if kappa == 0.0:
-        return smoothing
-    epsilon = objective.epsilon * ramp
-    low, high = (pixels - epsilon).clamp(0, 255), (pixels + epsilon).clamp(0, 255)
-    margins = interval_margins(net, low, high, labels)
-    worst = F.cross_entropy(worst_case_logits(margins), labels)
-    return (1.0 - kappa) * smoothing + kappa * worst
+    ramp = min(1.0, max(0.0, (progress - objective.warmup) / objective.ramp))
+    if objective.interval == 0.0 or ramp == 0.0:
+        return smoothing_loss(net, pixels, labels, objective, sigma, progress, generator, teacher)
+    radius = objective.epsilon * ramp
+    low, high = (pixels - radius).clamp(0, 255), (pixels + radius).clamp(0, 255)
+    if objective.small_box < 1.0:
+        low, high = small_boxes(
+            net, low, high, labels, objective.small_box * radius, objective.box_attack_steps, generator
+        )
+    if objective.smoothing == "none" and not needs_teacher(objective):
+        # The clean images ride in the same pass, and give the bounds their batch norm statistics.
+        bounds = bounded_forward(net, low, high, labels, pixels)
+        assert bounds.logits is not None
+        other = F.cross_entropy(bounds.logits, labels)
+    else:
+        bounds = bounded_forward(net, low, high, labels)
+        other = smoothing_loss(net, pixels, labels, objective, sigma, progress, generator, teacher)
+    return bound_loss(bounds, labels, objective, ramp, other)
 
 
-@contextmanager
-def _statistics_kept(net: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Batch norm in inference mode meanwhile: the attack's forward passes leave its statistics alone."""
-    modules = [m for m in net.modules() if m.training] if isinstance(net, nn.Module) else []
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
+def bound_loss(bounds: BoundedPass, labels: Tensor, objective: Objective, ramp: float, other: Tensor) -> Tensor:
+    """Join the loss of the bounds with the rest.
+
+    ``cross-entropy``: (1 - κ) · other + κ · CE(worst-case logits) (Gowal et al. 2018). ``hinge``: other +
+    λ · Σ_{j≠y} max(0, margin - lb(z_y - z_j)) / 10 (Lechner et al., AAAI 2023). Both: + μ · Σ mean(u - l).
+    κ, λ and μ grow with `ramp`.
+
+    :param ramp: part of the weights that is in force, 0..1.
+    :param other: the loss without bounds.
+    """
+    weight = objective.interval * ramp
+    if objective.bound_loss == "cross-entropy":
+        loss = (1.0 - weight) * other + weight * F.cross_entropy(worst_case_logits(bounds.margins), labels)
+    else:
+        short = F.relu(objective.margin - bounds.margins).scatter(1, labels[:, None], 0.0)
+        loss = other + weight * short.sum(1).mean() / 10.0
+    if objective.width > 0.0:
+        loss = loss + objective.width * ramp * torch.stack(bounds.widths).sum()
+    return loss
 
 
 def needs_teacher(objective: Objective) -> bool:
@@ -100,7 +116,7 @@ def smoothing_loss(
     centre = pixels
     if kind == "smoothadv":
         radius = 255.0 * objective.attack_radius * min(1.0, progress / ATTACK_RAMP)
-        with _statistics_kept(net):
+        with statistics_kept(net):
             centre = pixels + smoothed_attack(net, pixels, labels, noise, radius, objective.attack_steps)
     noisy = (centre + noise).flatten(0, 1)
     logits = list(net(noisy).chunk(copies))

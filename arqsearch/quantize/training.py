@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
+from arqsearch.quantize.monitor import BoundsMonitor
 from arqsearch.quantize.network import QuantizedNet
 from arqsearch.quantize.objectives import needs_teacher, objective_loss
 from arqsearch.quantize.quantizers import LogAdam
@@ -49,6 +50,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     on_step: OnStep | None = None,
     teacher: nn.Module | None = None,
+    monitor: BoundsMonitor | None = None,
 ) -> None:
     """Train a network in place; leaves it in eval mode, on the device it came from.
 
@@ -62,6 +64,7 @@ def train(
     :param seed: with `settings` it fixes every random choice.
     :param checkpoint: file that makes the run resumable; removed by the caller when done.
     :param teacher: float network that distillation follows.
+    :param monitor: estimates box bounds on held-out images as training goes on.
     :raises ArqError: when the loss is no longer finite, the checkpoint is of another run, the device is
         missing, or distillation has no teacher.
     """
@@ -76,12 +79,14 @@ def train(
     total = round(settings.epochs * steps_per_epoch)
     optimizers = _optimizers(net, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    done = _resume(net, optimizers, scaler, checkpoint, total)
+    done, average = _resume(net, optimizers, scaler, checkpoint, total)
     ranks.copy_first(net)
+    if monitor is not None and ranks.first:
+        monitor.resume(done)
     loop = _Step(
         net, optimizers, scaler, images, labels, settings, sigma, seed, steps_per_epoch, choose, teacher, ranks
     )
-    saved, average, frozen = time.monotonic(), 0.0, False
+    saved, frozen = time.monotonic(), False
     net.train()
     for step in range(done, total):
         progress = step / total
@@ -97,13 +102,15 @@ def train(
             raise ArqError(
                 f"The loss is not finite at step {step} of {total}; lower the learning rate ({settings.lr})."
             )
-        average = loss if step == done else 0.98 * average + 0.02 * loss
+        average = loss if average is None else 0.98 * average + 0.02 * loss
+        if monitor is not None and ranks.first and monitor.due(step + 1, total, steps_per_epoch):
+            monitor.record(net, step + 1, (step + 1) / steps_per_epoch, average)
         if on_step is not None and ranks.first:
             on_step(step + 1, total, average)
         if checkpoint is not None and _time_to_save(ranks, device, saved, checkpoint_seconds):
             ranks.average_statistics(net)
             if ranks.first:
-                _save(net, optimizers, scaler, checkpoint, step + 1, total)
+                _save(net, optimizers, scaler, checkpoint, step + 1, total, average)
             saved = time.monotonic()
     ranks.average_statistics(net)
     net.eval().to(home)
@@ -145,12 +152,19 @@ def to_pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
 
 
-def augment(pixels: Tensor, mode: str, generator: torch.Generator) -> Tensor:
-    """Random shifts (zero grey level padding) and horizontal flips of a batch ``(N, C, H, W)``."""
+def augment(pixels: Tensor, mode: str, generator: torch.Generator, shift: int | None = None) -> Tensor:
+    """Random shifts (zero grey level padding) and horizontal flips of a batch ``(N, C, H, W)``.
+
+    :param mode: none, crop, flip or crop-flip.
+    :param shift: largest shift in pixels; None = 1/8 of the height.
+    """
     if mode == "none":
         return pixels
     count, _, height, width = pixels.shape
-    reach = max(1, height // 8)
+    if mode == "flip":
+        turned = torch.rand(count, generator=generator, device=pixels.device) < 0.5
+        return torch.where(turned[:, None, None, None], pixels.flip(3), pixels)
+    reach = shift or max(1, height // 8)
     padded = F.pad(pixels, (reach,) * 4)
     device = pixels.device
     rows = torch.randint(0, 2 * reach + 1, (count,), generator=generator, device=device)
@@ -192,7 +206,7 @@ class _Step:
         batch = self.ranks.share(picked).numpy()
         device = next(net.parameters()).device
         generator = torch.Generator(device).manual_seed((self.seed << 32) + step + (self.ranks.rank << 56))
-        pixels = augment(to_pixels(self.images[batch]).to(device), settings.augment, generator)
+        pixels = augment(to_pixels(self.images[batch]).to(device), settings.augment, generator, settings.shift)
         targets = torch.from_numpy(self.labels[batch]).to(device)
         chosen = [net.bitwidths]
         if self.choose is not None:
@@ -239,12 +253,15 @@ def _optimizers(net: QuantizedNet, settings: Train) -> list[torch.optim.Optimize
 
 def _save(
     net: QuantizedNet, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler, path: Path, step: int,
-    total: int,
+    total: int, average: float,
 ) -> None:  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"net": net.state_dict(), "optimizers": states, "scaler": scaler.state_dict(), "step": step, "total": total}
+    state = {
+        "net": net.state_dict(), "optimizers": states, "scaler": scaler.state_dict(), "step": step, "total": total,
+        "average": average,
+    }  # fmt: skip
     torch.save(state, partial)
     os.replace(partial, path)
 
@@ -252,9 +269,10 @@ def _save(
 def _resume(
     net: QuantizedNet, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler, path: Path | None,
     total: int,
-) -> int:  # fmt: skip
+) -> tuple[int, float | None]:  # fmt: skip
+    """Steps done and running loss of a checkpoint; (0, None) without one."""
     if path is None or not path.is_file():
-        return 0
+        return 0, None
     state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
     if state["total"] != total:
         raise ArqError(
@@ -264,4 +282,4 @@ def _resume(
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return int(state["step"]), state.get("average")

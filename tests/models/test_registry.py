@@ -17,6 +17,7 @@ from arqsearch.quantize.trace import trace
 CIFAR = (32, 32, 3)
 IMAGENET = (224, 224, 3)
 DIGITS = (8, 8, 1)
+MNIST = (28, 28, 1)
 FACTS = {
     "resnet20": (CIFAR, 10, 269_722, 40_551_040),
     "resnet32": (CIFAR, 10, 464_154, 68_862_592),
@@ -32,6 +33,8 @@ FACTS = {
     "cnn_small": (DIGITS, 10, 23_034, 128_640),
     "cnn_medium": (DIGITS, 10, 237_738, 973_824),
     "cnn_residual": (DIGITS, 10, 4_962, 133_792),
+    "cnn_qaibp": (CIFAR, 10, 582_282, 12_079_104),
+    "cnn_qaibp_small": (MNIST, 10, 235_290, 1_070_080),
 }
 
 
@@ -50,7 +53,7 @@ def test_parameters_and_macs(name: str) -> None:
 
 @pytest.mark.parametrize("name", FACTS)
 def test_a_traced_network_computes_the_same(name: str) -> None:
-    shape = DIGITS if name.startswith("cnn") else CIFAR
+    shape = FACTS[name][0] if name.startswith("cnn") else CIFAR
     model = models.build(name, 7, **models.image_options(name, shape)).eval()
     images = torch.randn(2, shape[2], *shape[:2])
     with torch.no_grad():
@@ -199,3 +202,19 @@ def test_own_networks_are_found_in_the_current_folder() -> None:
 def test_what_is_wrong_with_an_own_network_is_said(target: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ArqError, match=message):
         models.build(target, 5, **options)
+
+
+def test_a_cnn_takes_layers_of_its_own() -> None:
+    """The networks of Lechner et al. by their published lists, and options that change one thing."""
+    options = {"in_channels": 1, "image_size": 28, "batch_norm": False}
+    listed = models.build("cnn_small", 10, convs=[[48, 5, 2], [64, 3, 2]], dense=[128], padding=0, **options)
+    named = models.build("cnn_qaibp_small", 10, **options)
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (listed, named)]
+    assert shapes[0] == shapes[1]
+    assert models.build("cnn_qaibp", 10, dense=[], **options).get_submodule("fc1").in_features == 4 * 4 * 128
+    wide = models.build("cnn_qaibp", 10, width=16, padding=1, **options)
+    assert [m.out_channels for m in wide.modules() if isinstance(m, nn.Conv2d)] == [32, 48, 64]
+    with pytest.raises(ArqError, match="kernel, stride"):
+        models.build("cnn_qaibp", 10, convs=[[48, 5]], **options)
+    with pytest.raises(ArqError, match="too small"):
+        models.build("cnn_qaibp", 10, in_channels=1, image_size=8)
