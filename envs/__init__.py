@@ -11,10 +11,18 @@ import gymnasium
 
 from arqsearch.envs.bitwidth import BitWidthEnv
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
-from arqsearch.envs.evaluator import Evaluation, Evaluator
+from arqsearch.envs.evaluator import BatchEvaluator, Evaluation, Evaluator
 from arqsearch.envs.feasibility import Allocation, Feasibility
 
-__all__ = ["Allocation", "BitWidthContinuousEnv", "BitWidthEnv", "Evaluation", "Evaluator", "Feasibility"]
+__all__ = [
+    "Allocation",
+    "BatchEvaluator",
+    "BitWidthContinuousEnv",
+    "BitWidthEnv",
+    "Evaluation",
+    "Evaluator",
+    "Feasibility",
+]
 
 gymnasium.register(id=BitWidthEnv.id, entry_point="arqsearch.envs.bitwidth:BitWidthEnv")
 gymnasium.register(id=BitWidthContinuousEnv.id, entry_point="arqsearch.envs.bitwidth_continuous:BitWidthContinuousEnv")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import LayerInfo
@@ -16,11 +17,14 @@ class Evaluation:
     :param bitwidths: the candidate.
     :param reward: what the search maximises (unitless; 0 is the W8A8 program of the same base).
     :param terms: raw value of each term behind the reward, e.g. ``{"smoothed_radius": 0.31, "ibp@1": 0.42}``.
+    :param stopped: images after which it was stopped early, so that the score is an estimate from those; None: it was
+        scored in full.
     """
 
     bitwidths: BitWidths
     reward: float
     terms: dict[str, float]
+    stopped: int | None = None
 
 
 class Evaluator(Protocol):
@@ -35,5 +39,17 @@ class Evaluator(Protocol):
         """Score one candidate; equal bit-widths give equal scores.
 
         :param bitwidths: bits of every layer of :attr:`layers`, in that order.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchEvaluator(Evaluator, Protocol):
+    """An evaluator that can score several candidates at once, for example in several processes."""
+
+    def evaluate_many(self, candidates: Sequence[BitWidths]) -> list[Evaluation]:
+        """Score candidates: the same answers, in the same order, as :meth:`evaluate` gives one by one.
+
+        :param candidates: any number of them, repetitions included.
         """
         ...

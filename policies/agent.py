@@ -20,6 +20,7 @@ from arqsearch.policies.recorder import Recorder
 from arqsearch.policies.reward import StandardizedReward
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitFloat = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -56,7 +57,7 @@ class AgentPolicy(ABC):
 
     A subclass names its environment and gives the agent's class and constructor arguments. The agent is trained
     on the CPU with one thread, with discount 1, on rewards standardized over the episodes so far
-    (:class:`arqsearch.policies.reward.StandardizedReward`).
+    (:class:`arqsearch.policies.reward.StandardizedReward`), which are all evaluated.
     """
 
     name: ClassVar[str]
@@ -78,21 +79,6 @@ class AgentPolicy(ABC):
         """
         return self.algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **self.arguments(run))
 
-    def demonstrate(  # noqa: B027 - a hook, not a duty
-        self, model: BaseAlgorithm, env: BitWidthEnv | BitWidthContinuousEnv, problem: SearchProblem, run: Run
-    ) -> None:
-        """Show the agent some candidates before it acts; nothing by default.
-
-        :param model: the new agent, whose environment wraps `env`.
-        :param env: the bare environment.
-        :param problem: what is searched.
-        :param run: sizes of the search.
-        """
-
-    def callbacks(self, recorder: Recorder, env: BitWidthEnv | BitWidthContinuousEnv, run: Run) -> list[BaseCallback]:
-        """What else happens during learning; nothing by default."""
-        return []
-
     def search(
         self, problem: SearchProblem, evaluations: int, seed: int, on_evaluation: OnEvaluation | None = None
     ) -> SearchOutcome:
@@ -104,13 +90,8 @@ class AgentPolicy(ABC):
             model = self.build(StandardizedReward(env), run)
             # Without a logger of its own, learn() makes a new folder in the system's temporary one.
             model.set_logger(Logger(folder=None, output_formats=[]))
-            self.demonstrate(model, env, problem, run)
-            if not recorder.done:
-                model.learn(
-                    total_timesteps=run.total_steps,
-                    callback=[StopWhenDone(recorder), *self.callbacks(recorder, env, run)],
-                )
-        return SearchOutcome.of(recorder.history)
+            model.learn(total_timesteps=run.total_steps, callback=StopWhenDone(recorder))
+        return recorder.outcome()
 
 
 class StopWhenDone(BaseCallback):

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from arqsearch.envs.evaluator import Evaluation, Evaluator
+from arqsearch.envs.feasibility import Feasibility
 from arqsearch.errors import ArqError
+from arqsearch.policies.front import front
 from arqsearch.quantize.bitwidths import ALL_BITS
 from arqsearch.quantize.cost import Budget
 
@@ -23,34 +25,54 @@ class SearchProblem:
     :param budget: limits that every evaluated candidate meets.
     :param choices: bits a searched layer may take.
     :param fixed: layers whose (weight bits, activation bits) are not searched.
+    :param objectives: what the front of the outcome trades off: ``"reward"``, costs (to be small) and terms of the
+        evaluation (to be large); see `arqsearch.policies.front`.
     """
 
     evaluator: Evaluator
     budget: Budget
     choices: tuple[int, ...] = ALL_BITS
     fixed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    objectives: tuple[str, ...] = ("reward",)
+
+    def feasibility(self) -> Feasibility:
+        """The set that is searched.
+
+        :raises ArqError: when the budget cannot be met, or a choice or a fixed layer is not valid.
+        """
+        return Feasibility(self.evaluator.layers, self.budget, self.choices, self.fixed)
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
     """What a search found.
 
-    :param best: the evaluation with the largest reward, the earliest one on a tie.
+    :param best: the evaluation with the largest reward, the earliest one on a tie; one that was stopped early only
+        where all were.
     :param history: every evaluation, in the order in which it was made.
+    :param front: the full evaluations of the history that no other one dominates in the problem's objectives.
     """
 
     best: Evaluation
     history: tuple[Evaluation, ...]
+    front: tuple[Evaluation, ...] = ()
 
     @classmethod
-    def of(cls, history: tuple[Evaluation, ...]) -> SearchOutcome:
-        """Pick the best of a history.
+    def of(cls, history: tuple[Evaluation, ...], problem: SearchProblem) -> SearchOutcome:
+        """Pick the best of a history, and its front.
 
-        :raises ArqError: when the history is empty.
+        :param history: evaluations in order.
+        :param problem: what was searched.
+        :raises ArqError: when the history is empty, or an objective is unknown.
         """
         if not history:
             raise ArqError("The search evaluated no candidate; ask for at least one evaluation.")
-        return cls(best=max(history, key=lambda evaluation: evaluation.reward), history=history)
+        full = tuple(evaluation for evaluation in history if evaluation.stopped is None) or history
+        return cls(
+            best=max(full, key=lambda evaluation: evaluation.reward),
+            history=history,
+            front=front(full, problem.objectives, problem.evaluator.layers),
+        )
 
 
 class Policy(Protocol):

@@ -1,4 +1,4 @@
-"""What makes a search repeatable: the global random states and the number of torch threads, scoped."""
+"""What makes a search repeatable: the global random states and the numbers of threads, scoped."""
 
 from __future__ import annotations
 
@@ -37,3 +37,15 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Use `count` threads in the linear algebra of numpy and scipy, whose sums may depend on that number.
+
+    :param count: number of threads.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield

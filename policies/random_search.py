@@ -12,6 +12,9 @@ from arqsearch.envs.feasibility import Allocation, Feasibility
 from arqsearch.policies.base import OnEvaluation, SearchOutcome, SearchProblem
 from arqsearch.policies.recorder import Recorder
 
+#: Candidates handed over at once, for workers to share; what is found does not depend on it.
+GENERATION = 8
+
 
 @dataclass(frozen=True)
 class RandomPolicy:
@@ -34,11 +37,14 @@ class RandomPolicy:
     ) -> SearchOutcome:
         """Evaluate independent samples; see :class:`arqsearch.policies.base.Policy`."""
         recorder = Recorder(problem, evaluations, on_evaluation)
-        feasibility = Feasibility(problem.evaluator.layers, problem.budget, problem.choices, problem.fixed)
+        feasibility = problem.feasibility()
         generator = random.Random(seed)
         while not recorder.done:
-            recorder.evaluate(sample_feasible(feasibility, generator, self.sweeps).bitwidths())
-        return SearchOutcome.of(recorder.history)
+            size = min(GENERATION, recorder.left)
+            recorder.evaluate_many(
+                [sample_feasible(feasibility, generator, self.sweeps).bitwidths() for _ in range(size)]
+            )
+        return recorder.outcome()
 
 
 def sample_feasible(feasibility: Feasibility, generator: random.Random, sweeps: int) -> Allocation:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from arqsearch.envs.evaluator import Evaluation
+from collections.abc import Sequence
+
+from arqsearch.envs.evaluator import BatchEvaluator, Evaluation
 from arqsearch.errors import ArqError
-from arqsearch.policies.base import OnEvaluation, SearchProblem
+from arqsearch.policies.base import OnEvaluation, SearchOutcome, SearchProblem
 from arqsearch.policies.determinism import preserved_random_state, torch_threads
 from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import LayerInfo
@@ -49,9 +51,18 @@ class Recorder:
         return len(self._history) >= self._evaluations
 
     @property
+    def left(self) -> int:
+        """Evaluations still allowed."""
+        return self._evaluations - len(self._history)
+
+    @property
     def history(self) -> tuple[Evaluation, ...]:
         """Every evaluation so far, in order."""
         return tuple(self._history)
+
+    def outcome(self) -> SearchOutcome:
+        """What the search found so far."""
+        return SearchOutcome.of(self.history, self._problem)
 
     def evaluate(self, bitwidths: BitWidths) -> Evaluation:
         """Score one candidate and record it.
@@ -59,15 +70,44 @@ class Recorder:
         :param bitwidths: the candidate.
         :raises ArqError: when all evaluations are made, or the candidate exceeds the budget.
         """
-        if self.done:
-            raise ArqError(f"All {self._evaluations} evaluations of this search are made.")
-        if not self._problem.budget.met(self.layers, bitwidths):
+        return self.evaluate_many([bitwidths])[0]
+
+    def evaluate_many(self, candidates: Sequence[BitWidths]) -> list[Evaluation]:
+        """Score several candidates and record them in this order.
+
+        They are handed over together where the evaluator is a :class:`arqsearch.envs.evaluator.BatchEvaluator`, and
+        one by one elsewhere; the history is the same.
+
+        :param candidates: at most as many as are left.
+        :raises ArqError: when fewer evaluations are left, or a candidate exceeds the budget.
+        """
+        if len(candidates) > self.left:
             raise ArqError(
-                f"Candidate {bitwidths.to_json()} exceeds the budget; a policy may only propose feasible ones."
+                f"All {self._evaluations} evaluations of this search are made."
+                if not self.left
+                else f"{len(candidates)} candidates, but only {self.left} of {self._evaluations} evaluations are left."
             )
+        for bitwidths in candidates:
+            if not self._problem.budget.met(self.layers, bitwidths):
+                raise ArqError(
+                    f"Candidate {bitwidths.to_json()} exceeds the budget; a policy may only propose feasible ones."
+                )
+        evaluator = self._problem.evaluator
+        if len(candidates) > 1 and isinstance(evaluator, BatchEvaluator):
+            with preserved_random_state(), torch_threads(self._threads):
+                found = evaluator.evaluate_many(candidates)
+                for evaluation in found:
+                    self._append(evaluation)
+            return found
+        return [self._evaluate_one(bitwidths) for bitwidths in candidates]
+
+    def _evaluate_one(self, bitwidths: BitWidths) -> Evaluation:
         with preserved_random_state(), torch_threads(self._threads):
             evaluation = self._problem.evaluator.evaluate(bitwidths)
-            self._history.append(evaluation)
-            if self._on_evaluation is not None:
-                self._on_evaluation(len(self._history) - 1, evaluation)
+            self._append(evaluation)
         return evaluation
+
+    def _append(self, evaluation: Evaluation) -> None:
+        self._history.append(evaluation)
+        if self._on_evaluation is not None:
+            self._on_evaluation(len(self._history) - 1, evaluation)

@@ -12,13 +12,19 @@ from arqsearch.errors import ArqError, nearest
 from arqsearch.policies.base import Policy
 
 _POLICIES: dict[str, tuple[str, str]] = {
+    "adaqat": ("arqsearch.policies.adaqat", "AdaQATPolicy"),
+    "arq_style": ("arqsearch.policies.arq_style", "ARQStylePolicy"),
     "ddpg": ("arqsearch.policies.ddpg", "DDPGPolicy"),
     "dqn": ("arqsearch.policies.dqn", "DQNPolicy"),
+    "greedy": ("arqsearch.policies.greedy", "GreedyPolicy"),
+    "ilp": ("arqsearch.policies.ilp", "ILPPolicy"),
     "masked_ppo": ("arqsearch.policies.masked_ppo", "MaskedPPOPolicy"),
+    "nsga2": ("arqsearch.policies.nsga2", "NSGA2Policy"),
     "ppo": ("arqsearch.policies.ppo", "PPOPolicy"),
     "random": ("arqsearch.policies.random_search", "RandomPolicy"),
     "sac": ("arqsearch.policies.sac", "SACPolicy"),
     "td3": ("arqsearch.policies.td3", "TD3Policy"),
+    "tpe": ("arqsearch.policies.tpe", "TPEPolicy"),
     "uniform": ("arqsearch.policies.uniform", "UniformPolicy"),
 }
 

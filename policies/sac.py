@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3 import SAC
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
 from arqsearch.policies.agent import (
     HAQ_WARMUP_EPISODES,
+    Count,
     PositiveFloat,
     PositiveInt,
     Run,
@@ -30,8 +34,10 @@ class SACPolicy(OffPolicyAgent):
     :param hidden: widths of the hidden layers of actor and critics.
     :param batch_size: transitions per gradient step.
     :param tau: rate of the target networks.
-    :param warmup_episodes: episodes at the start that are played to the agent, at most a fifth of the search.
-    :param updates_per_step: gradient steps per environment step.
+    :param warmup_episodes: episodes at the start where there is no model, at most a fifth of the search.
+    :param updates_per_step: gradient steps for each step of an episode, after every generation.
+    :param generation: proposals evaluated together.
+    :param imagined: episodes that the agent plays against the model in each generation; 0: no model.
     :param temperature: weight of the entropy.
     """
 
@@ -41,6 +47,8 @@ class SACPolicy(OffPolicyAgent):
     tau: UnitFloat = 0.01
     warmup_episodes: PositiveInt = HAQ_WARMUP_EPISODES
     updates_per_step: PositiveInt = 1
+    generation: PositiveInt = 4
+    imagined: Count = 8
     temperature: PositiveFloat = 0.02
     name: ClassVar[str] = "sac"
     environment = BitWidthContinuousEnv
@@ -49,3 +57,13 @@ class SACPolicy(OffPolicyAgent):
     def arguments(self, run: Run) -> dict[str, Any]:
         """Constructor arguments of the agent."""
         return self.off_policy_arguments(run) | {"tau": self.tau, "ent_coef": self.temperature}
+
+    def explore(
+        self,
+        model: OffPolicyAlgorithm,
+        observations: NDArray[np.float32],
+        progress: float,
+        generator: np.random.Generator,
+    ) -> NDArray[Any]:
+        """Samples of the stochastic actor."""
+        return model.predict(observations, deterministic=False)[0]

@@ -9,67 +9,46 @@ Gu, NeurIPS 2021).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
 
-from arqsearch.envs.bitwidth_continuous import BitWidthContinuousEnv
-from arqsearch.policies.recorder import Recorder
-from arqsearch.quantize.bitwidths import BitWidths
-
-#: Distinct episodes that are imitated, and regression steps after each episode.
-ELITES, STEPS, BATCH, LEARNING_RATE = 6, 24, 128, 1e-3
+#: Regression steps each time, their minibatch and learning rate.
+STEPS, BATCH, LEARNING_RATE = 24, 128, 1e-3
 
 
-class SelfImitation(BaseCallback):
-    """Regress the actor on the best distinct episodes before each new one.
+class SelfImitation:
+    """Regresses the actor on episodes.
 
-    :param recorder: the evaluations so far.
-    :param env: the bare environment, which knows the actions behind bit-widths.
+    :param model: agent with an actor on the continuous environment.
     :param seed: seed of the minibatches.
     """
 
-    def __init__(self, recorder: Recorder, env: BitWidthContinuousEnv, seed: int) -> None:
-        super().__init__()
-        self._recorder = recorder
-        self._env = env
-        self._generator = np.random.default_rng((seed, 3))
-        self._episodes: dict[BitWidths, tuple[float, NDArray[np.float32], NDArray[np.float32]]] = {}
-        self._optimizer: torch.optim.Optimizer | None = None
+    #: Distinct episodes that are worth imitating.
+    ELITES: ClassVar[int] = 6
 
-    def _on_rollout_start(self) -> None:
-        # The buffer holds whole episodes, in the order of the history.
-        self._remember()
-        if not self._episodes:
-            return
-        model: Any = self.model
-        if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(model.actor.parameters(), lr=LEARNING_RATE)
-        best = sorted(self._episodes.values(), key=lambda episode: -episode[0])[:ELITES]
-        observations = np.concatenate([episode[1] for episode in best])
-        actions = np.concatenate([episode[2] for episode in best])
+    def __init__(self, model: Any, seed: int) -> None:
+        self._model = model
+        self._generator = np.random.default_rng((seed, 3))
+        self._optimizer = torch.optim.Adam(model.actor.parameters(), lr=LEARNING_RATE)
+
+    def learn(self, episodes: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+        """Some regression steps.
+
+        :param episodes: observations (steps, features) and actions (steps, 1) of each.
+        """
+        observations = np.concatenate([episode[0] for episode in episodes])
+        actions = np.concatenate([episode[1] for episode in episodes])
         for _ in range(STEPS):
             rows = self._generator.integers(len(observations), size=BATCH)
             wanted = torch.from_numpy(actions[rows])
-            loss = (_mean_action(model, torch.from_numpy(observations[rows])) - wanted).square().mean()
+            loss = (_mean_action(self._model, torch.from_numpy(observations[rows])) - wanted).square().mean()
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
-
-    def _remember(self) -> None:
-        buffer: Any = self.model.replay_buffer  # type: ignore[attr-defined]
-        steps = self._env.steps_per_episode
-        for index, evaluation in enumerate(self._recorder.history):
-            if evaluation.bitwidths not in self._episodes and (index + 1) * steps <= buffer.pos:
-                seen = np.asarray(buffer.observations[index * steps : (index + 1) * steps, 0], dtype=np.float32)
-                actions = self._env.actions_of(evaluation.bitwidths)
-                self._episodes[evaluation.bitwidths] = (evaluation.reward, seen, actions)
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def _mean_action(model: Any, observations: torch.Tensor) -> torch.Tensor:

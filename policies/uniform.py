@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from arqsearch.envs.feasibility import Feasibility
 from arqsearch.policies.base import OnEvaluation, SearchOutcome, SearchProblem
 from arqsearch.policies.recorder import Recorder
 from arqsearch.quantize.bitwidths import BitWidths
@@ -29,9 +28,8 @@ class UniformPolicy:
     ) -> SearchOutcome:
         """Evaluate the pairs in order; see :class:`arqsearch.policies.base.Policy`."""
         recorder = Recorder(problem, evaluations, on_evaluation)
-        for candidate in uniform_candidates(problem)[:evaluations]:
-            recorder.evaluate(candidate)
-        return SearchOutcome.of(recorder.history)
+        recorder.evaluate_many(uniform_candidates(problem)[:evaluations])
+        return recorder.outcome()
 
 
 def uniform_candidates(problem: SearchProblem) -> list[BitWidths]:
@@ -41,7 +39,7 @@ def uniform_candidates(problem: SearchProblem) -> list[BitWidths]:
     :raises ArqError: when the budget cannot be met.
     """
     layers = problem.evaluator.layers
-    feasibility = Feasibility(layers, problem.budget, problem.choices, problem.fixed)
+    feasibility = problem.feasibility()
     limits = problem.budget.limits or (("bops", 1),)
 
     def fullness(bitwidths: BitWidths) -> Fraction:

@@ -16,7 +16,7 @@ from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.cost import Budget, LayerInfo, total_cost
 from tests.policies.conformance import PolicyConformance
 
-SMALL_OFF_POLICY: dict[str, Any] = {"hidden": (16,), "warmup_episodes": 2, "batch_size": 8}
+SMALL_OFF_POLICY: dict[str, Any] = {"hidden": (16,), "batch_size": 8, "imagined": 2, "generation": 2}
 
 
 class TestDDPG(PolicyConformance):
@@ -32,6 +32,11 @@ class TestTD3(PolicyConformance):
 class TestSAC(PolicyConformance):
     policy_name = "sac"
     settings = SMALL_OFF_POLICY
+
+
+class TestDDPGWithoutModel(PolicyConformance):
+    policy_name = "ddpg"
+    settings = SMALL_OFF_POLICY | {"imagined": 0, "warmup_episodes": 2}
 
 
 class TestDQN(PolicyConformance):
@@ -53,6 +58,34 @@ class TestRandom(PolicyConformance):
     policy_name = "random"
 
 
+class TestGreedy(PolicyConformance):
+    policy_name = "greedy"
+
+
+class TestILP(PolicyConformance):
+    policy_name = "ilp"
+    evaluations = 20
+
+
+class TestNSGA2(PolicyConformance):
+    policy_name = "nsga2"
+    settings = {"population": 4}  # noqa: RUF012
+
+
+class TestTPE(PolicyConformance):
+    policy_name = "tpe"
+    settings = {"startup": 4, "batch": 3}  # noqa: RUF012
+
+
+class TestAdaQAT(PolicyConformance):
+    policy_name = "adaqat"
+
+
+class TestARQStyle(PolicyConformance):
+    policy_name = "arq_style"
+    settings = {"hidden": (16,), "batch_size": 8}  # noqa: RUF012
+
+
 class TestUniform(PolicyConformance):
     policy_name = "uniform"
 
@@ -62,14 +95,19 @@ def test_every_registered_policy_is_tested() -> None:
     assert tested == set(policies.available())
 
 
-@pytest.mark.parametrize("name", ["ddpg", "td3", "sac", "dqn", "ppo", "masked_ppo", "random"])
+@pytest.mark.parametrize(
+    "name",
+    ["ddpg", "td3", "sac", "dqn", "ppo", "masked_ppo", "random", "nsga2", "tpe", "adaqat", "arq_style"],
+)
 def test_seeds_differ(name: str) -> None:
     problem = SearchProblem(AnalyticEvaluator(), embedded_budget())
-    first, second = (policies.create(name).search(problem, 2, seed).history for seed in (0, 1))
+    # Without a model the agents act after the first evaluation; with one they measure first.
+    settings = {"imagined": 0} if "imagined" in policies.hyperparameters(name) else {}
+    first, second = (policies.create(name, **settings).search(problem, 5, seed).history for seed in (0, 1))
     assert first != second
 
 
-@pytest.mark.parametrize("name", ["ddpg", "td3", "sac", "dqn", "ppo", "masked_ppo"])
+@pytest.mark.parametrize("name", [name for name in policies.available() if name != "uniform"])
 def test_one_searched_layer_is_enough(name: str) -> None:
     layers = (LayerInfo("a", "linear", 4, 4), LayerInfo("b", "linear", 4, 4))
     problem = SearchProblem(AnalyticEvaluator(layers, [(0.5, 0.5)] * 2), Budget(()), (2, 4), {"a": (8, 8)})
@@ -77,9 +115,9 @@ def test_one_searched_layer_is_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["td3", "dqn"])
-def test_agents_learn(name: str) -> None:
+def test_agents_learn_without_a_model_too(name: str) -> None:
     problem = SearchProblem(AnalyticEvaluator(), embedded_budget())
-    rewards = [e.reward for e in policies.create(name).search(problem, 80, 0).history]
+    rewards = [e.reward for e in policies.create(name, imagined=0).search(problem, 80, 0).history]
     assert np.mean(rewards[-15:]) > np.mean(rewards[:15]) + 0.03
 
 
