@@ -23,7 +23,8 @@ class BitWidthEnv(LayerwiseEnv[np.int64]):
 
     ## Description
     An episode walks the searched layers in execution order and ends with one evaluation of the whole
-    assignment. Fixed layers are not stepped; they count to the cost and to the layer index. Every episode
+    assignment. Fixed layers are not stepped; they count to the cost and to the layer index. Layers that share
+    their bits (`LayerInfo.tie`) are one step, at the place and with the features of the first one. Every episode
     ends within every budget, by construction: bits are *feasible* when the budgets can still be met with the
     smallest choice for all open layers, and an action that is not feasible is replaced by the nearest feasible one.
 

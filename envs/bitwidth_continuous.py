@@ -24,7 +24,8 @@ class BitWidthContinuousEnv(LayerwiseEnv[NDArray[np.float32]]):
 
     ## Description
     As `arqsearch/BitWidth-v0`, with HAQ's action: an episode walks the searched layers in execution order with
-    two steps a layer and ends with one evaluation, within every budget by construction. Activation bits are
+    two steps a layer (or group of layers that share their bits) and ends with one evaluation, within every
+    budget by construction. Activation bits are
     *feasible* when the budgets can still be met with the smallest weight bits of this layer and the smallest
     choice for all open layers; weight bits likewise, given the activation bits.
 

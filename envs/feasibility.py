@@ -1,9 +1,13 @@
 """Which bits can still be given to a layer so that every budget is met in the end.
 
-All costs are additive over layers and monotone in both bits (`arqsearch.quantize.cost`), so the smallest
-completion of a partial assignment gives the smallest bits to every open layer. A budget's *slack* is what its
-limit leaves above that smallest completion; bits are feasible when their cost above the layer's minimum fits the
-slack of every budget. This holds for any order in which layers are assigned. Integers throughout: no rounding.
+What is searched are *units*: single layers, or groups of layers that share one pair of bits (`LayerInfo.tie`). A unit
+stands at the place of its first layer, has its name, and costs what its layers cost together, so whoever searches needs
+to know nothing of groups.
+
+All costs that depend on bits are additive over layers and monotone in both bits (`arqsearch.quantize.cost`), so the
+smallest completion of a partial assignment gives the smallest bits to every open unit. A budget's *slack* is what its
+limit leaves above that smallest completion; bits are feasible when their cost above the unit's minimum fits the
+slack of every budget. This holds for any order in which units are assigned. Integers throughout: no rounding.
 """
 
 from __future__ import annotations
@@ -17,14 +21,14 @@ from arqsearch.quantize.cost import COSTS, Budget, LayerInfo, total_cost
 
 
 class Feasibility:
-    """The feasible set of a search: layers, choices and what each choice costs above the minimum.
+    """The feasible set of a search: units, choices and what each choice costs above the minimum.
 
-    :param layers: every conv and linear layer in execution order.
+    :param layers: every conv and linear layer in execution order; those with the same `tie` are one unit.
     :param budget: limits to meet at once; none means that everything is feasible.
     :param choices: bits that a searched layer may take.
     :param fixed: layers whose (weight bits, activation bits) are given; they count to the cost.
-    :raises ArqError: when a choice lies outside 2..8, a fixed layer is unknown, no layer is left to
-        search, or the budget is below the smallest assignment.
+    :raises ArqError: when a choice lies outside 2..8, a fixed layer is unknown or tied to one that is not fixed, no
+        layer is left to search, or the budget is below the smallest assignment.
     """
 
     def __init__(
@@ -38,7 +42,10 @@ class Feasibility:
         self.budget = budget
         self.choices = _checked_choices(choices)
         self.fixed = _checked_fixed(fixed or {}, [layer.name for layer in self.layers])
-        self.searched = tuple(layer for layer in self.layers if layer.name not in self.fixed)
+        #: The layers of each unit, in execution order.
+        self.members = _units(self.layers, self.fixed)
+        #: The first layer of each unit, which stands for the unit.
+        self.searched = tuple(members[0] for members in self.members)
         if not self.searched:
             raise ArqError("Every layer is fixed, so there is nothing to search; free at least one layer.")
         budget.check_attainable(self.layers, self.choices, self.fixed)
@@ -49,20 +56,31 @@ class Feasibility:
         #: Per limit: what it leaves above the smallest assignment.
         self.initial_slack = tuple(limit - total_cost(name, self.layers, smallest) for name, limit in budget.limits)
         self._excess = tuple(
-            {
-                pair: tuple(COSTS[n](layer, pair) - COSTS[n](layer, self.minimum) for n, _ in budget.limits)
-                for pair in self.pairs
-            }
-            for layer in self.searched
+            {pair: tuple(self._above(name, members, pair) for name, _ in budget.limits) for pair in self.pairs}
+            for members in self.members
         )
+
+    def _above(self, name: str, members: Sequence[LayerInfo], pair: LayerBits) -> int:
+        cost = COSTS[name]
+        if not cost.additive:  # The same for all bits; checked as attainable.
+            return 0
+        return sum(cost.layer(layer, pair) - cost.layer(layer, self.minimum) for layer in members)
 
     def excess(self, index: int, bits: LayerBits) -> tuple[int, ...]:
         """Cost of `bits` above the minimum, per limit.
 
-        :param index: position of the layer in :attr:`searched`.
+        :param index: position of the unit in :attr:`searched`.
         :param bits: a pair of :attr:`pairs`.
         """
         return self._excess[index][bits]
+
+    def complete(self, bits: Mapping[str, LayerBits]) -> BitWidths:
+        """The assignment of every layer, fixed ones included.
+
+        :param bits: of every unit, by the name of its first layer.
+        """
+        every = {layer.name: bits[members[0].name] for members in self.members for layer in members} | self.fixed
+        return BitWidths.from_mapping([(layer.name, every[layer.name]) for layer in self.layers])
 
 
 class Allocation:
@@ -117,13 +135,12 @@ class Allocation:
         return [s / s0 if s0 else 0.0 for s, s0 in zip(self.slack, self.feasibility.initial_slack, strict=True)]
 
     def bitwidths(self) -> BitWidths:
-        """The assignment of every layer, fixed ones included; open layers have the smallest bits."""
+        """The assignment of every layer, fixed ones included; open units have the smallest bits."""
         searched = {
             layer.name: bits or self.feasibility.minimum
             for layer, bits in zip(self.feasibility.searched, self._bits, strict=True)
         }
-        bits = searched | self.feasibility.fixed
-        return BitWidths.from_mapping([(layer.name, bits[layer.name]) for layer in self.feasibility.layers])
+        return self.feasibility.complete(searched)
 
 
 def nearest_bits(wanted: int, options: Iterable[int]) -> int:
@@ -159,6 +176,23 @@ def _checked_choices(choices: Sequence[int]) -> tuple[int, ...]:
             f"{ALL_BITS[0]} to {ALL_BITS[-1]}."
         )
     return tuple(sorted({int(c) for c in choices}))
+
+
+def _units(layers: Sequence[LayerInfo], fixed: Mapping[str, LayerBits]) -> tuple[tuple[LayerInfo, ...], ...]:
+    """Searched layers, those that share their bits together, in the order of their first layers."""
+    units: dict[tuple[bool, str], list[LayerInfo]] = {}
+    held = {layer.tie: layer.name for layer in layers if layer.tie is not None and layer.name in fixed}
+    for layer in layers:
+        if layer.name in fixed:
+            continue
+        if layer.tie is not None and layer.tie in held:
+            name = held[layer.tie]
+            raise ArqError(
+                f"Layer {layer.name!r} shares its bits with {name!r}, which is fixed at {list(fixed[name])}; fix both, "
+                "or take one of them out of the group."
+            )
+        units.setdefault((layer.tie is not None, layer.tie or layer.name), []).append(layer)
+    return tuple(tuple(members) for members in units.values())
 
 
 def _checked_fixed(fixed: Mapping[str, tuple[int, int]], names: Sequence[str]) -> dict[str, LayerBits]:

@@ -15,7 +15,7 @@ from arqsearch.envs.feasibility import Allocation, Feasibility
 from arqsearch.envs.features import STATIC_FEATURES, static_features
 from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import ALL_BITS
-from arqsearch.quantize.cost import COSTS, Budget, total_cost
+from arqsearch.quantize.cost import Budget, known_costs, total_cost
 
 Observation = NDArray[np.float32]
 Action = TypeVar("Action")
@@ -102,6 +102,7 @@ class LayerwiseEnv(gymnasium.Env[Observation, Action], Generic[Action]):
             bitwidths = self._allocation.bitwidths()
             evaluation = self.evaluator.evaluate(bitwidths)
             reward = float(evaluation.reward)
-            cost = {name: total_cost(name, self.feasibility.layers, bitwidths) for name in COSTS}
+            layers = self.feasibility.layers
+            cost = {name: total_cost(name, layers, bitwidths) for name in known_costs(layers)}
             info |= {"bitwidths": bitwidths, "terms": dict(evaluation.terms), "cost": cost, "reward": reward}
         return self._observation(), reward, done, False, info
