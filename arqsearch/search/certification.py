@@ -24,9 +24,9 @@ from arqsearch.integer.program import IntegerProgram
 from arqsearch.quantize.network import QuantizedNet
 from arqsearch.quantize.training import to_pixels
 from arqsearch.recipe import Certify, Recipe
-from arqsearch.search.executor import LocalExecutor, OnProgress, Task
+from arqsearch.search.executor import OnProgress, open_executor
 from arqsearch.search.stages import FLOAT, compared, write_json
-from arqsearch.search.weights import load_state, state_hash
+from arqsearch.search.weights import load_state
 from arqsearch.search.workspace import Workspace
 from arqsearch.zoo import resolve
 
@@ -83,35 +83,6 @@ def float_classifier(net: QuantizedNet) -> Classifier:
         return first_argmax(net(inputs))
 
     return classify
-
-
-def certify_network(recipe: Recipe, name: str, on_progress: OnProgress) -> dict[str, Any]:
-    """Certificates (or, for the float network, estimates) and bounds of one network; resumes by image."""
-    space = Workspace(recipe)
-    test = space.test_set
-    if name == FLOAT:
-        net = float_network(space)
-        classify, identity = float_classifier(net), "float:" + state_hash(net.state_dict())
-        bounds = {"clean": clean_accuracy(classify, space)}
-    else:
-        program = load_program(space, name)
-        classify, identity = program_classifier(program, recipe.sigma), program.hash
-        bounds = {"clean": clean_accuracy(classify, space), "interval": interval_verdicts(program, space)}
-    write_json(space.bounds_path(name), {"network": name, "program": identity, **bounds})
-
-    path = space.certificate_path(name)
-    if name == FLOAT:
-        settings = smoothing_settings(recipe)
-        if settings.rule == INCREMENTAL:  # A float network has no program that says which noise it has seen.
-            settings = smoothing_settings(recipe.model_copy(update={"certify": _fixed(recipe.certify)}))
-        lines = certify_images(classify, identity, test, settings, path, recipe.certify, on_progress, name)
-    else:
-        lines = certify_program(program, recipe, test, path, on_progress, name, folder=space.dir)
-    return {"network": name, "program": identity, "images": len(lines)}
-
-
-def _fixed(section: Certify) -> Certify:
-    return section.model_copy(update={"rule": FIXED})
 
 
 def certify_program(
@@ -233,10 +204,13 @@ def clean_accuracy(classify: Classifier, space: Workspace) -> dict[str, int]:
 
 def certify(recipe: Recipe, on_progress: OnProgress) -> list[dict[str, Any]]:
     """Certify every compared network, in parallel; returns the rows of the final table."""
-    tasks = [Task(name, certify_network, (recipe, name)) for name in compared(recipe)]
-    LocalExecutor(recipe.workers).map(tasks, on_progress)
+    from arqsearch.search.certify_workers import certify_networks
+    from arqsearch.search.require_settle import certificate_recipes
     from arqsearch.search.results import comparison_rows
 
+    with open_executor(recipe.executor, recipe.workers) as executor:
+        for settings, names in certificate_recipes(recipe, compared(recipe)):
+            certify_networks(settings, names, executor, on_progress)
     rows = comparison_rows(Workspace(recipe))
     write_json(Workspace(recipe).dir / "comparison.json", rows)
     return rows

@@ -13,6 +13,7 @@ from arqsearch import data as datasets
 from arqsearch import zoo
 from arqsearch.certify import shards
 from arqsearch.certify.line import CertificateLine
+from arqsearch.certify.linf import robustness_file
 from arqsearch.certify.shards import Shard
 from arqsearch.certify.summary import summarize
 from arqsearch.data import Dataset
@@ -163,6 +164,10 @@ def merge(paths: Sequence[Path], output: Path, images: int | None = None, every:
     :param images: how many images were to be certified; None: as far as the files tell.
     :param every: every how many-th.
     """
+    if any(map(robustness_file.is_robustness_file, paths)):
+        lines = robustness_file.merge(paths, output)
+        return {"merged": str(output), "images": len({line.image for line in lines}), "verdicts": len(lines),
+                "missing shards": list(shards.absent_shards(paths))}  # fmt: skip
     step = every or 1
     expected = None if images is None else range(0, images * step, step)
     done = shards.merge(paths, output, expected=expected)

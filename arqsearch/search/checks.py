@@ -28,9 +28,13 @@ from arqsearch.export.matrix import FAST_FILE, STRICT_FILE, package_row
 from arqsearch.export.onnx_fast import check_fast
 from arqsearch.export.onnx_strict import export_strict, run_strict, strict_metadata
 from arqsearch.export.runtime import HASH_KEY
+from arqsearch.integer.native import compile_program
 from arqsearch.integer.program import IntegerProgram
+from arqsearch.quantize.bitwidths import BitWidths
+from arqsearch.quantize.cost import format_cost, total_cost
 from arqsearch.recipe import Certify
 from arqsearch.search.certification import clean_accuracy, find_program, load_program, smoothing_settings
+from arqsearch.search.robustness import check_robustness_file, described, robustness_path
 from arqsearch.search.stages import FLOAT
 from arqsearch.search.workspace import Workspace
 
@@ -119,6 +123,13 @@ def check_bounds(space: Workspace, name: str, images: int) -> Checked:
         raise ArqError("\n  ".join([f"{path} does not hold; delete it and certify again:", *problems[:10]]))
     epsilons = ", ".join(map(str, verdicts))
     return len(chosen), f"images bounded again at ε = {epsilons}, equal verdicts; equal clean accuracy"
+
+
+def check_robustness(space: Workspace, name: str, images: int) -> Checked:
+    """Verdicts at ε: counter-examples run again, robust ones proven again, some of them by complete verification."""
+    path = robustness_path(space, name)
+    found = check_robustness_file(path, load_program(space, name), space.test_set, images)
+    return found.lines, described(found)
 
 
 def onnx_pixels(program: IntegerProgram, space: Workspace) -> np.ndarray:
@@ -227,10 +238,42 @@ def check_c(space: Workspace, name: str, images: int) -> Checked:
     return len(fresh.files), f"files are those of a fresh export; {chain.name}: {ran}"
 
 
+def check_budget(space: Workspace, name: str, images: int) -> Checked:
+    """The bit-widths of a program: those of its file, within every budget, frozen and grouped layers as asked."""
+    path, program, net = space.network_dir(name) / "bitwidths.json", load_program(space, name), space.net()
+    bitwidths, problems = space.bitwidths(name), []
+    if BitWidths.from_mapping(program.metadata["bitwidths"]) != bitwidths:
+        problems.append(f"it states other bit-widths than {program.hash[:12]} was lowered with")
+    constraints, layers = space.constraints(net), space.layer_infos(net)
+    problems += [
+        f"layer {layer!r} has {list(bitwidths[layer])}, frozen at {list(pair)}"
+        for layer, pair in constraints.fixed.items()
+        if bitwidths[layer] != pair
+    ]
+    problems += [
+        f"the group of {members[0]!r} does not share its bits"
+        for members in constraints.ties
+        if len({bitwidths[member] for member in members}) > 1
+    ]
+    budget = space.budget(net)
+    for cost, limit in budget.limits:
+        value = total_cost(cost, layers, bitwidths)
+        if cost == "peak_activation_bytes":  # Of the program itself, not of the plan.
+            value = compile_program(program).peak_activation_bytes
+        if value > limit:
+            problems.append(f"{cost} {format_cost(cost, value, layers)} exceeds {format_cost(cost, limit, layers)}")
+    if problems:
+        raise ArqError("\n  ".join([f"{path} does not hold; search again in another folder:", *problems]))
+    limits = ", ".join(f"{cost} <= {format_cost(cost, limit, layers)}" for cost, limit in budget.limits)
+    return len(bitwidths), f"layers within {limits or 'no budget'}, frozen and grouped ones as asked"
+
+
 #: Name of a check: the file it needs, and what it does with it.
 CHECKS: dict[str, tuple[Callable[[Workspace, str], Path], Check]] = {
     "certificates": (Workspace.certificate_path, check_certificates),
     "bounds": (Workspace.bounds_path, check_bounds),
+    "robustness": (robustness_path, check_robustness),
+    "budget": (lambda space, name: space.network_dir(name) / "bitwidths.json", check_budget),
     "strict ONNX": (lambda space, name: space.export_dir(name) / STRICT_FILE, check_onnx),
     "fast ONNX": (lambda space, name: space.export_dir(name) / FAST_FILE, check_fast_onnx),
     "config": (lambda space, name: space.export_dir(name) / CONFIG_FILE, check_config),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from arqsearch.certify.linf.robustness_file import is_robustness_file
 from arqsearch.errors import ArqError, nearest
 from arqsearch.export.c_package import PACKAGE_DIR, PROGRAM_FILE, package_sizes
 from arqsearch.export.config import write_config
@@ -157,6 +158,8 @@ def verify(run_or_certificate: str, images: int, behind: Behind | None = None) -
     if path.suffix == ".jsonl" and behind is not None and (behind.program or behind.data or behind.base):
         inside = (path.parent.parent / "recipe.yaml").is_file()
         return verify_certificate(path, behind, images, open_run(path.parent.parent, path) if inside else None)
+    if is_robustness_file(path):
+        return verify_certificate(path, behind or Behind(), images, open_run(path.parent.parent, path))
     if path.suffix == ".jsonl":
         space = Workspace(open_run(path.parent.parent, path))
         names, kinds = [path.stem], ["certificates"]

@@ -8,12 +8,14 @@ from typing import Any
 
 from arqsearch import data as datasets
 from arqsearch.certify.certificate import read_lines
+from arqsearch.certify.linf.robustness_file import is_robustness_file
 from arqsearch.certify.smoothing import program_classifier
 from arqsearch.certify.verify import verify_file
 from arqsearch.errors import ArqError
 from arqsearch.recipe import Certify, Recipe
 from arqsearch.search.certification import find_program
 from arqsearch.search.checks import verifying_base
+from arqsearch.search.robustness import check_robustness_file, described, find_robust_program
 from arqsearch.search.workspace import Workspace
 
 
@@ -46,7 +48,9 @@ def verify_certificate(path: Path, behind: Behind, images: int, run: Recipe | No
     :raises ArqError: listing every difference, or what is missing.
     """
     folder = None if run is None else run.run_dir
-    program = find_program(path, None if behind.program is None else str(behind.program), folder)
+    robustness = is_robustness_file(path)
+    find = find_robust_program if robustness else find_program
+    program = find(path, None if behind.program is None else str(behind.program), folder)
     if program is None:
         raise ArqError(f"Which program is {path} about? Name it: --program FILE.")
     if behind.data is not None:
@@ -55,6 +59,10 @@ def verify_certificate(path: Path, behind: Behind, images: int, run: Recipe | No
         test = Workspace(run).test_set
     else:
         raise ArqError(f"Which data set was certified in {path}? Name it: --data NAME, such as --data digits.")
+    if robustness:
+        found = check_robustness_file(path, program, test, images)
+        row = {"check": "robustness", "network": program.hash[:12], "items": found.lines, "result": described(found)}
+        return {"verified": True, "checks": [row]}
     section = Certify(base=behind.base, base_program=behind.base_program)
     base = verifying_base(path, section, program, test, images, folder)
     lines = read_lines(path)

@@ -11,7 +11,7 @@ from typing import Any
 from arqsearch.errors import ArqError
 from arqsearch.quantize.ranks import Ranks
 from arqsearch.recipe import Recipe
-from arqsearch.search import certification, delivery, reporting, stages
+from arqsearch.search import certification, delivery, reporting, require_settle, stages
 from arqsearch.search.executor import OnProgress
 from arqsearch.search.workspace import Workspace
 
@@ -97,11 +97,18 @@ def search(recipe: Recipe, on_progress: OnProgress) -> Outcome:
 def certify(recipe: Recipe, on_progress: OnProgress) -> Outcome:
     """Fine-tuned networks, integer programs and certificates."""
     _alone("certify")
-    finetune(recipe, on_progress)
-    with timed(recipe, "certify"):
-        rows = certification.certify(recipe, on_progress)
+    require_settle.resume(recipe)
+    while True:
+        finetune(recipe, on_progress)
+        with timed(recipe, "certify"):
+            rows = certification.certify(recipe, on_progress)
+        if not require_settle.settle(recipe):  # Else the next candidate under a floor.
+            break
     shown = [{_heading(key): value for key, value in row.items() if _heading(key)} for row in rows]
-    return {"run": str(recipe.run_dir), "networks": shown}
+    outcome: Outcome = {"run": str(recipe.run_dir), "networks": shown}
+    if recipe.search.require is not None:
+        outcome["requirement"] = require_settle.read_state(Workspace(recipe))["statement"]
+    return outcome
 
 
 def _heading(key: str) -> str:

@@ -16,9 +16,10 @@ from arqsearch.errors import ArqError
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.quantize.cost import LayerInfo
 from arqsearch.report import ReportContent, write_report
-from arqsearch.search import statements
+from arqsearch.search import robustness_report, statements
 from arqsearch.search import terms as reward_terms
 from arqsearch.search.certification import load_program
+from arqsearch.search.front_report import front_parts
 from arqsearch.search.results import comparison_rows, display_name, read_json
 from arqsearch.search.stages import compared
 from arqsearch.search.workspace import Workspace
@@ -44,6 +45,9 @@ def write(space: Workspace) -> Path:
         curves=curves(files),
         history=history(files),
         terms=terms(files),
+        **front_parts(files, space),
+        robustness=robustness_report.accuracy(space, files.names),
+        broken=robustness_report.examples(space, files.names),
         guarantee=statements.guarantee(files),
         notes=statements.notes(files),
         provenance=statements.provenance(files),

@@ -10,7 +10,8 @@ from typing import Any
 from arqsearch.certify.certificate import read_lines
 from arqsearch.certify.summary import Share, share, summarize
 from arqsearch.errors import ArqError
-from arqsearch.quantize.cost import COSTS, LayerInfo, reference_cost, total_cost
+from arqsearch.quantize.cost import LayerInfo, known_costs, reference_cost, total_cost
+from arqsearch.quantize.cost.layers import RELATIVE
 from arqsearch.search.stages import FLOAT, FOUND, compared
 from arqsearch.search.workspace import Workspace
 
@@ -40,7 +41,7 @@ def comparison_rows(space: Workspace) -> list[dict[str, Any]]:
     fractions with 95 % Clopper-Pearson ends over the images; the float network's row is an
     estimate by the same protocol, not a certificate.
     """
-    layers = space.net().layer_infos
+    layers = space.layer_infos(space.net())
     rows = [_row(space, name, layers) for name in compared(space.recipe)]
     return [row for row in rows if len(row) > 2]  # More than its name and kind.
 
@@ -49,10 +50,13 @@ def _row(space: Workspace, name: str, layers: tuple[LayerInfo, ...]) -> dict[str
     row: dict[str, Any] = {"name": display_name(space, name), "kind": "estimate" if name == FLOAT else "certified"}
     row |= _bounds(space.bounds_path(name)) | _certificates(space.certificate_path(name), space.recipe.certify.radii)
     known = name == FLOAT or (space.network_dir(name) / "bitwidths.json").is_file()
-    for cost in COSTS if known else ():
-        reference = reference_cost(cost, layers)
-        row[cost] = reference if name == FLOAT else total_cost(cost, layers, space.bitwidths(name))
-        row[f"{cost}_percent"] = 100.0 * row[cost] / reference
+    for cost in known_costs(layers) if known else ():
+        if cost in RELATIVE:
+            reference = reference_cost(cost, layers)
+            row[cost] = reference if name == FLOAT else total_cost(cost, layers, space.bitwidths(name))
+            row[f"{cost}_percent"] = 100.0 * row[cost] / reference
+        elif name != FLOAT:  # Facts of the integer engine.
+            row[cost] = total_cost(cost, layers, space.bitwidths(name))
     return row
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import norm
 
 from arqsearch.errors import ArqError
-from arqsearch.recipe import Evaluate
+from arqsearch.recipe import Evaluate, Smoothed
 
 #: Margins are recorded in thousandths of a logit unit.
 MARGIN_UNIT = 1000
@@ -25,20 +25,38 @@ def estimated_radii(votes: Sequence[int], samples: int, sigma: float) -> np.ndar
     return np.where(probability > 0.5, sigma * norm.ppf(probability), 0.0)
 
 
-def terms(counts: Mapping[str, Any], settings: Evaluate, sigma: float) -> dict[str, float]:
+def smoothed_values(votes: Sequence[int], settings: Smoothed, sigma: float) -> np.ndarray:
+    """What each image adds to the smoothing term: its radius, or the share of the stated radii that it reaches.
+
+    :param votes: true-label votes, one entry for each image.
+    :param sigma: noise level in [0,1] pixels.
+    """
+    radii = estimated_radii(votes, settings.samples, sigma)
+    if settings.measure == "mean_radius":
+        return radii
+    return np.asarray(np.mean([radii >= r if r > 0 else radii > 0 for r in settings.radii], axis=0))
+
+
+def largest_value(settings: Smoothed, sigma: float) -> float:
+    """The largest of :func:`smoothed_values`: that of an image with every vote."""
+    return float(smoothed_values([settings.samples], settings, sigma)[0])
+
+
+def smoothed_name(settings: Smoothed) -> str:
+    """Name of the smoothing term."""
+    return "smoothed_radius" if settings.measure == "mean_radius" else "smoothed_accuracy"
+
+
+def terms(counts: Mapping[str, Any], settings: Evaluate, sigma: float, skip_smoothed: bool = False) -> dict[str, float]:
     """Value of every weighted term, by name.
 
-    :param counts: as :class:`arqsearch.search.evaluator.ProgramEvaluator` records them.
+    :param counts: of a full evaluation, as :class:`arqsearch.search.scorer.Scorer` makes them.
+    :param skip_smoothed: leave the smoothing term out.
     """
     found: dict[str, float] = {}
     smoothed, interval = settings.smoothed, settings.interval
-    if smoothed.weight > 0:
-        radii = estimated_radii(counts["votes"], smoothed.samples, sigma)
-        if smoothed.measure == "mean_radius":
-            found["smoothed_radius"] = float(radii.mean())
-        else:
-            share = [(radii >= r).mean() if r > 0 else (radii > 0).mean() for r in smoothed.radii]
-            found["smoothed_accuracy"] = float(np.mean(share))
+    if smoothed.weight > 0 and not skip_smoothed:
+        found[smoothed_name(smoothed)] = float(smoothed_values(counts["votes"], smoothed, sigma).mean())
     if interval.weight > 0:
         if interval.measure == "certified_accuracy":
             found["interval_accuracy"] = float(np.mean([np.mean(counts["robust"][str(e)]) for e in interval.epsilons]))
@@ -53,8 +71,7 @@ def weights(settings: Evaluate) -> dict[str, float]:
     """Weight of each term, by the names that :func:`terms` uses."""
     found: dict[str, float] = {}
     if settings.smoothed.weight > 0:
-        name = "smoothed_radius" if settings.smoothed.measure == "mean_radius" else "smoothed_accuracy"
-        found[name] = settings.smoothed.weight
+        found[smoothed_name(settings.smoothed)] = settings.smoothed.weight
     if settings.interval.weight > 0:
         name = "interval_accuracy" if settings.interval.measure == "certified_accuracy" else "interval_margin"
         found[name] = settings.interval.weight

@@ -13,13 +13,16 @@ from arqsearch import data as datasets
 from arqsearch import models, zoo
 from arqsearch.certify.noise import NoiseTable
 from arqsearch.data import Dataset
+from arqsearch.envs.feasibility import Feasibility
 from arqsearch.errors import ArqError
 from arqsearch.quantize.bitwidths import BitWidths
-from arqsearch.quantize.cost import Budget
+from arqsearch.quantize.cost import Budget, Constraints, LayerInfo, residual_ties
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
 from arqsearch.quantize.smoothing_losses import integer_noise
 from arqsearch.quantize.training import to_pixels
 from arqsearch.recipe import Recipe, dump_recipe, load_recipe
+from arqsearch.search.profile_memory import planned
+from arqsearch.search.profile_table import LatencyTable, network_identity
 from arqsearch.search.record import Record
 
 #: Noisy training images that set the step sizes.
@@ -47,6 +50,7 @@ class Workspace:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.dir = recipe.run_dir
+        self._layers: dict[str, tuple[LayerInfo, ...]] = {}
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -216,20 +220,57 @@ class Workspace:
         """The noise table of the recipe's σ."""
         return NoiseTable.for_sigma(self.recipe.sigma)
 
+    def constraints(self, net: QuantizedNet) -> Constraints:
+        """Layers that are not searched and layers that share their bits.
+
+        :raises ArqError: for a name that matches no layer, or entries that contradict each other.
+        """
+        section = self.recipe.search
+        automatic = residual_ties(net.graph) if section.tie_residual else ()
+        return Constraints.resolve(
+            net.bitwidths.names, section.freeze, section.group, ends=section.first_last, automatic=automatic
+        )
+
     def fixed(self, net: QuantizedNet) -> dict[str, tuple[int, int]]:
-        """First and last layer at their fixed bits, empty when they are searched."""
-        pair = self.recipe.search.first_last
-        if pair is None:
-            return {}
-        names = net.bitwidths.names
-        return {names[0]: (pair[0], pair[1]), names[-1]: (pair[0], pair[1])}
+        """Layers that are not searched, with their bits; the first and the last one unless the recipe searches them."""
+        return dict(self.constraints(net).fixed)
+
+    def layer_infos(self, net: QuantizedNet) -> tuple[LayerInfo, ...]:
+        """Every layer as the search sees it: with its ties, and with the memory plan and latencies that are needed.
+
+        :raises ArqError: when the recipe needs latencies and there is no table that fits.
+        """
+        identity = network_identity(net)
+        if identity not in self._layers:
+            self._layers[identity] = self._costed(net, identity)
+        return self._layers[identity]
+
+    def _costed(self, net: QuantizedNet, identity: str) -> tuple[LayerInfo, ...]:
+        section = self.recipe.search
+        layers = self.constraints(net).applied(net.layer_infos)
+        wanted = {section.minimise if section.require else "", *section.objectives}
+        if section.budget.peak_activation_bytes is not None or "peak_activation_bytes" in wanted:
+            layers = planned(net, layers)
+        if section.budget.latency is not None or "latency" in wanted or section.latency_table is not None:
+            layers = LatencyTable.load(self.latency_path).applied(layers, identity)
+        return layers
+
+    @property
+    def latency_path(self) -> Path:
+        """The latency table that the recipe names, or where `arqsearch profile` writes it."""
+        named = self.recipe.search.latency_table
+        return Path(named).expanduser() if named is not None else self.dir / "latency.json"
 
     def budget(self, net: QuantizedNet) -> Budget:
         """The budget of the recipe on this network, checked to be attainable."""
-        limits = self.recipe.search.budget
-        budget = Budget.parse({"bops": limits.bops, "weight_bytes": limits.weight_bytes}, net.layer_infos)
-        budget.check_attainable(net.layer_infos, self.recipe.search.bits, self.fixed(net))
+        layers = self.layer_infos(net)
+        budget = Budget.parse(self.recipe.search.budget.model_dump(), layers)
+        budget.check_attainable(layers, self.recipe.search.bits, self.fixed(net))
         return budget
+
+    def feasibility(self, net: QuantizedNet) -> Feasibility:
+        """Everything that the search may choose."""
+        return Feasibility(self.layer_infos(net), self.budget(net), tuple(self.recipe.search.bits), self.fixed(net))
 
     def record(self) -> Record:
         """The record of evaluations."""

@@ -20,6 +20,7 @@ from arqsearch.export.onnx_strict import run_strict
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.recipe import Recipe, load_recipe
 from arqsearch.search import delivery
+from arqsearch.search.certification import load_program
 from arqsearch.search.checks import onnx_pixels
 from arqsearch.search.workspace import Workspace
 from tests.search.tiny import IMAGES, NETWORKS, tiny_recipe
@@ -102,7 +103,8 @@ def test_verify_checks_every_claim_of_a_run(tiny_run: Path) -> None:
     assert found["verified"] is True
     checked = {(c["check"], c["network"]): (c["items"], c["result"]) for c in found["checks"]}
     expected = {("certificates", "float"), ("strict ONNX", "found"), ("config", "found")}
-    assert set(checked) == expected | {(check, name) for check in ("certificates", "bounds") for name in NETWORKS}
+    kinds = ("certificates", "bounds", "budget")
+    assert set(checked) == expected | {(check, name) for check in kinds for name in NETWORKS}
     for name in NETWORKS:
         assert checked["certificates", name] == (
             IMAGES,
@@ -225,8 +227,10 @@ def test_a_change_that_no_image_shows_is_refused(copied_run: Path) -> None:
 
 
 def test_a_strict_onnx_of_another_program_is_refused(copied_run: Path) -> None:
-    delivery.export(recipe_of(copied_run), "uniform", ["onnx"])
-    shutil.copy(copied_run / "exports/uniform/strict.onnx", copied_run / "exports/found/strict.onnx")
+    programs = {name: load_program(Workspace(recipe_of(copied_run)), name).hash for name in NETWORKS}
+    other = next(name for name in NETWORKS if programs[name] != programs["found"])
+    delivery.export(recipe_of(copied_run), other, ["onnx"])
+    shutil.copy(copied_run / f"exports/{other}/strict.onnx", copied_run / "exports/found/strict.onnx")
     with pytest.raises(ArqError, match=r"states program .* export it again with `arqsearch export"):
         delivery.verify(str(copied_run), 1)
 
@@ -299,7 +303,7 @@ def test_every_difference_is_listed_at_once(copied_run: Path) -> None:
 
 
 def test_nothing_to_verify_names_the_command(copied_run: Path) -> None:
-    for part in ("certificates", "estimates", "bounds", "exports"):
+    for part in ("certificates", "estimates", "bounds", "exports", "networks"):
         shutil.rmtree(copied_run / part)
     with pytest.raises(ArqError, match=f"nothing to verify in .*; run `arqsearch certify {copied_run}` first"):
         delivery.verify(str(copied_run), 1)

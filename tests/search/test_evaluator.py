@@ -19,8 +19,9 @@ from arqsearch.quantize.bitwidths import BitWidths
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
 from arqsearch.quantize.training import to_pixels, train
 from arqsearch.recipe import Recipe, Train
-from arqsearch.search.evaluator import ProgramEvaluator, count_votes
+from arqsearch.search.evaluator import ProgramEvaluator
 from arqsearch.search.record import Record
+from arqsearch.search.scorer import Scorer, count_votes
 from tests.integer.interpreter import interpret
 from tests.search.tiny import tiny_recipe
 
@@ -62,13 +63,8 @@ def make(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Iterator[Any]:
     """Makes evaluators; those with the same `record` name share it."""
 
     def evaluator(record: str = "record", **changes: Any) -> ProgramEvaluator:
-        return ProgramEvaluator(
-            network(weights),
-            HOLDOUT,
-            recipe(tmp_path, **changes),
-            Record(f"sqlite:///{tmp_path / record}.sqlite"),
-            TRAIN,
-        )
+        scorer = Scorer(network(weights), HOLDOUT, recipe(tmp_path, **changes), TRAIN)
+        return ProgramEvaluator(scorer, Record(f"sqlite:///{tmp_path / record}.sqlite"))
 
     yield evaluator
 
@@ -170,15 +166,15 @@ def test_what_the_counts_depend_on_is_in_the_key(make: Any, tmp_path: Path, weig
         {"training": {**SHORT, "epochs": 3}},
     ):
         assert make(**same).key == base.key and make(**same).computed == 0, same
-    record, settings = Record(f"sqlite:///{tmp_path / 'record.sqlite'}"), recipe(tmp_path)
+    settings = recipe(tmp_path)
     louder = settings.model_copy(update={"sigma": 0.5})
     other_images = HOLDOUT.subset(slice(1, 40))
     moved = {**weights, "layers.fc1.layer.bias": weights["layers.fc1.layer.bias"] + 1}
     keys = {
         base.key,
-        ProgramEvaluator(network(weights), HOLDOUT, louder, record).key,
-        ProgramEvaluator(network(weights), HOLDOUT, settings.model_copy(update={"seed": 1}), record).key,
-        ProgramEvaluator(network(weights), other_images, settings, record).key,
-        ProgramEvaluator(network(moved), HOLDOUT, settings, record).key,
+        Scorer(network(weights), HOLDOUT, louder).key,
+        Scorer(network(weights), HOLDOUT, settings.model_copy(update={"seed": 1})).key,
+        Scorer(network(weights), other_images, settings).key,
+        Scorer(network(moved), HOLDOUT, settings).key,
     }
     assert len(keys) == 5

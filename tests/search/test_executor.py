@@ -1,52 +1,36 @@
-"""`LocalExecutor`: the same results for any number of workers, and a clear word when a task or a worker fails."""
+"""`LocalExecutor`: what every executor owes, one worker in this process, and workers that leave with it."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from arqsearch.errors import ArqError
-from arqsearch.search.executor import LocalExecutor, OnProgress, Task
-
-Update = tuple[str, int, int, str]
-
-
-def compute(seed: int, on_progress: OnProgress) -> tuple[int, list[float]]:
-    """Something with torch in it, with two updates on the way."""
-    on_progress(f"task {seed}", 1, 2, "half")
-    values = torch.randn(4, generator=torch.Generator().manual_seed(seed)).tolist()
-    on_progress(f"task {seed}", 2, 2, "")
-    return torch.get_num_threads(), values
+from arqsearch.search.executor import LocalExecutor, OnProgress, Task, open_executor
+from tests.search.executor_conformance import (
+    ExecutorConformance,
+    compute,
+    compute_tasks,
+    refuse,
+    silent,
+    work,
+)
 
 
-def refuse(text: str, on_progress: OnProgress) -> None:
-    raise ArqError(text)
+@pytest.fixture(scope="module")
+def executor() -> Iterator[LocalExecutor]:
+    with LocalExecutor(2) as opened:
+        yield opened
 
 
-def break_down(on_progress: OnProgress) -> None:
-    raise ZeroDivisionError("by nothing")
-
-
-def die(on_progress: OnProgress) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def chatter(path: str, seconds: float, on_progress: OnProgress) -> None:
-    """Report without a pause, then leave a file."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        on_progress("chatter", 0, 0, "")
-        time.sleep(0.02)
-    Path(path).touch()
+class TestLocalExecutor(ExecutorConformance):
+    """Two processes."""
 
 
 def stay(folder: str, on_progress: OnProgress) -> None:
@@ -55,43 +39,37 @@ def stay(folder: str, on_progress: OnProgress) -> None:
     time.sleep(120)
 
 
-def silent(*update: Any) -> None:
-    """Nobody watches."""
+def lambda_result(on_progress: OnProgress) -> object:
+    return lambda: None
 
 
-TASKS = [Task(f"t{seed}", compute, (seed,)) for seed in (3, 1, 2)]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_results_and_progress_do_not_depend_on_the_workers(workers: int) -> None:
-    updates: list[Update] = []
-    results = LocalExecutor(workers).map(TASKS, lambda *update: updates.append(update))
-    assert list(results) == ["t3", "t1", "t2"], "in the order of the tasks"
-    assert results == {task.name: (1, compute(task.args[0], silent)[1]) for task in TASKS}
-    for seed in (1, 2, 3):
-        own = [update for update in updates if update[0] == f"task {seed}"]
-        assert own == [(f"task {seed}", 1, 2, "half"), (f"task {seed}", 2, 2, "")]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_the_user_arrives_as_it_is(workers: int) -> None:
+def test_one_worker_is_this_process(tmp_path: Path) -> None:
+    one = LocalExecutor(1)
+    results = one.map(compute_tasks(), silent)
+    assert results == {f"t{seed}": (1, compute(seed, silent)[1]) for seed in (3, 1, 2)}
+    tasks = [Task(name, work, (str(tmp_path), name, 0.0)) for name in "ab"]
+    assert set(one.map(tasks, silent).values()) == {os.getpid()}
+    assert set(LocalExecutor(4).map(tasks[:1], silent).values()) == {os.getpid()}, "and so is a single task"
     with pytest.raises(ArqError, match=r"^set x to 5$"):
-        LocalExecutor(workers).map([TASKS[0], Task("bad", refuse, ("set x to 5",))], silent)
+        one.map([Task("bad", refuse, ("set x to 5",))], silent)
 
 
-def test_any_other_error_arrives_with_the_workers_traceback() -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)'bad' failed.*break_down.*ZeroDivisionError: by nothing"):
-        LocalExecutor(2).map([TASKS[0], Task("bad", break_down, ())], silent)
+def test_workers_stay_between_two_calls(executor: LocalExecutor, tmp_path: Path) -> None:
+    """What a task function keeps in its process, such as an open network, must be there again."""
+    tasks = [Task(f"w{index}", work, (str(tmp_path), f"w{index}", 0.2)) for index in range(4)]
+    first, second = (set(executor.map(tasks, silent).values()) for _ in range(2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
 
 
-def test_a_killed_worker_is_reported_while_another_one_is_busy(tmp_path: Path) -> None:
-    """The other worker reports all the time, and is stopped before it is done."""
-    busy = Task("busy", chatter, (str(tmp_path / "done"), 60.0))
-    start = time.monotonic()
-    with pytest.raises(ArqError, match=r"worker of task 'dead' died \(exit code -9\).*finished work is kept"):
-        LocalExecutor(2).map([busy, Task("dead", die, ())], silent)
-    assert time.monotonic() - start < 40
-    assert not (tmp_path / "done").exists()
+def test_a_result_that_cannot_be_pickled_is_said_so(executor: LocalExecutor) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)'bad' failed.*cannot be pickled"):
+        executor.map([compute_tasks()[0], Task("bad", lambda_result, ())], silent)
+
+
+def test_executors_that_do_not_exist() -> None:
+    for name in ("locl", "ray:", "ray:10.0.0.1:6379"):
+        with pytest.raises(ArqError, match=r"choose local, ray, ray:auto or ray://host:port"):
+            open_executor(name, 2)
 
 
 ABANDON = """

@@ -207,5 +207,5 @@ def test_candidates_distil_from_the_base(tmp_path: Path) -> None:
     pipeline.train(settings, silent)
     stages.prepare_weights(settings, silent)
     evaluator = stages.open_evaluator(Workspace(settings))  # Scores W8A8, after its fine-tune.
-    assert evaluator.teacher is not None and not evaluator.teacher.quantized
+    assert evaluator.scorer.teacher is not None and not evaluator.scorer.teacher.quantized
     assert evaluator.computed == 1
