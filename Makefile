@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 # Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
 export ARQSEARCH_DATA ?= ../shared
 
-.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed results-certify-speed clean
+.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed results-certify-speed results-policies clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,11 @@ results-integer-speed: $(STAMP)  ## time the integer engine and its peers, keep 
 results-certify-speed: $(STAMP)  ## time certificates by each rule, keep the figures in results/ (half an hour)
 	$(BIN)/arqsearch bench certify-speed --output results
 	$(BIN)/arqsearch bench certify-speed --sigma 0.25 --quick --output results
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-policies: $(STAMP)  ## every policy on the tabular benchmark, 50 seeds (about 40 processor minutes)
+	$(BIN)/arqsearch bench policies --policies all --tasks bops-0.9-both,bops-0.7-radius --seeds 50 --evaluations 100 \
+		--output runs/policies-tabular --table results
 	$(BIN)/python -m arqsearch.benchmarks.results render
 
 clean:  ## remove what the tools leave behind; .venv and runs/ stay

@@ -12,6 +12,7 @@ import typer
 
 from arqsearch.benchmarks.cli import app as bench_app
 from arqsearch.errors import ArqError
+from arqsearch.search.require_options import with_options
 
 app = typer.Typer(
     name="arqsearch",
@@ -107,10 +108,55 @@ def train(
     _run(what, recipe, overrides, as_json)
 
 
+Bits = Annotated[str | None, typer.Option("--bits", help="Bits that a layer may take, as 2,4,8.")]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", help="LAYER=W,A: a layer (or glob) whose bits are not searched; repeat for several."),
+]
+Group = Annotated[
+    list[str] | None,
+    typer.Option("--group", help="A,B,...: layers (or globs) that share their bits; repeat for several."),
+]
+Require = Annotated[str | None, typer.Option("--require", help="Minimise cost under a floor: 'certified@0.5 >= 40%'.")]
+Objectives = Annotated[
+    str | None, typer.Option("--objectives", help="Write the trade-off of these, as bops,certified.")
+]
+
+
 @app.command()
-def search(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+def search(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    bits: Bits = None,
+    freeze: Freeze = None,
+    group: Group = None,
+    require: Require = None,
+    objectives: Objectives = None,
+    as_json: Json = False,
+) -> None:
     """Search the bit-widths; resumes after a kill."""
-    _run("search", recipe, overrides, as_json)
+    _run("search", recipe, with_options(overrides, bits, freeze, group, require, objectives), as_json)
+
+
+@app.command()
+def profile(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The table; default: latency.json of the run folder.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads that share a batch of images.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Measure how long every layer takes at every pair of bits on the native engine, for budgets of latency."""
+    from arqsearch.progress import ProgressReporter
+    from arqsearch.recipe import load_recipe
+    from arqsearch.search import profile_command
+
+    settings = load_recipe(recipe, overrides)
+    with ProgressReporter(quiet=as_json) as progress:
+        outcome = profile_command.profile(settings, output, threads, progress)
+    _print(outcome, as_json)
 
 
 DataName = Annotated[str | None, typer.Option("--data", help="Data set of a bare program: name, folder or hf:...")]
@@ -174,6 +220,40 @@ def certify(
 
 
 @app.command()
+def verify_robustness(
+    target: Annotated[
+        str, typer.Argument(help="Run folder, or one integer program (program.safetensors).", metavar="RUN|PROGRAM")
+    ],
+    eps: Annotated[str, typer.Option("--eps", help="L-infinity radii in whole grey levels, as 1,2,4.")],
+    images: Annotated[int | None, typer.Option(help="How many test images; default: all.")] = None,
+    every: Annotated[int, typer.Option(help="Every k-th test image.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for one image at one radius; 0 for no limit.")] = 20.0,
+    domains: Annotated[int | None, typer.Option(help="Domains bounded for one image at one radius.")] = None,
+    milp: Annotated[bool, typer.Option(help="Hand what stays open to integer programming.")] = True,
+    boxes_only: Annotated[bool, typer.Option("--boxes-only", help="Interval bounds alone: fast, incomplete.")] = False,
+    network: Network = "found",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Robustness file.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: this part of the images, into a file of its own.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.")] = 1,
+    data: DataName = None,
+    data_path: DataPath = None,
+    image_size: ImageSize = None,
+    as_json: Json = False,
+) -> None:
+    """Prove or refute, image by image, that no change of up to eps grey levels changes the class."""
+    from arqsearch.progress import ProgressReporter
+    from arqsearch.search import robustness
+
+    options = robustness.RobustnessOptions(
+        robustness.parse_epsilons(eps), images, every, seconds or None, domains, milp, not boxes_only, network, output,
+        shard, workers, data, data_path, image_size,
+    )  # fmt: skip
+    with ProgressReporter(quiet=as_json) as progress:
+        outcome = robustness.verify_robustness(target, options, progress)
+    _print(outcome, as_json)
+
+
+@app.command()
 def merge(
     files: Annotated[list[Path], typer.Argument(help="Certificate files of the shards.", metavar="FILE...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The joined file.")],
@@ -188,9 +268,18 @@ def merge(
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    bits: Bits = None,
+    freeze: Freeze = None,
+    group: Group = None,
+    require: Require = None,
+    objectives: Objectives = None,
+    as_json: Json = False,
+) -> None:
     """Do everything in order: train, search, certify, export, verify, report."""
-    _run("run", recipe, overrides, as_json)
+    _run("run", recipe, with_options(overrides, bits, freeze, group, require, objectives), as_json)
 
 
 @app.command()

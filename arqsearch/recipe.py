@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from arqsearch.errors import ArqError, nearest
 
@@ -36,7 +36,8 @@ class Model(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the builder")
     weights: str | None = Field(
         None,
-        description="safetensors (or .pt) file, from the current folder or $ARQSEARCH_DATA; omit to train the base",
+        description="safetensors (or .pt) file, from the current folder or $ARQSEARCH_DATA, or zoo:NAME; "
+        "omit to train the base",
     )
     mean: list[float] | None = Field(None, description="per-channel mean of [0,1] pixels; default: the model's own")
     std: list[float] | None = Field(None, description="per-channel standard deviation of [0,1] pixels")
@@ -63,10 +64,29 @@ class Objective(Section):
         0.0, ge=0, description="weight of the squared distance to the teacher's softmax on the same noisy images"
     )
     interval: float = Field(
-        0.0, ge=0, le=1, description="final weight κ of worst-case cross-entropy from interval bounds"
+        0.0, ge=0, le=1,
+        description="final weight of the interval bounds: κ of worst-case cross-entropy, λ of the hinge",
+    )  # fmt: skip
+    bound_loss: Literal["cross-entropy", "hinge"] = Field(
+        "cross-entropy", description="(1-κ)·loss + κ·worst-case cross-entropy, or loss + λ·hinge (Lechner et al. 2023)"
     )
+    margin: float = Field(0.2, ge=0, description="hinge: margin that every z_label - z_j is asked for, in logits")
+    width: float = Field(0.0, ge=0, description="weight μ of the sum over layers of the mean interval width")
     epsilon: float = Field(0.0, ge=0, description="L∞ radius of the interval part, in grey levels")
-    ramp: float = Field(0.6, gt=0, le=1, description="part of training over which ε and κ grow")
+    warmup: float = Field(0.0, ge=0, lt=1, description="part of training before the interval part begins")
+    ramp: float = Field(0.6, gt=0, le=1, description="part of training over which ε and its weights grow after that")
+    small_box: float = Field(
+        1.0, gt=0, le=1, description="bound a box of τ·ε around an attack point instead (Müller et al. 2023); 1 = all"
+    )
+    box_attack_steps: Positive = Field(8, description="small_box: gradient steps of the attack")
+
+
+class Monitor(Section):
+    """Box estimates on held-out images during a training, shown and written as CSV."""
+
+    every: float = Field(0.0, ge=0, description="epochs between estimates; 0 = none")
+    images: Positive = Field(500, description="held-out images bounded each time")
+    epsilons: list[Positive] = Field(default=[1, 2, 4], description="L∞ radii in grey levels")
 
 
 class Train(Section):
@@ -77,15 +97,20 @@ class Train(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.05, gt=0, description="peak learning rate; warm-up then cosine to 0")
     weight_decay: float = Field(1e-4, ge=0)
-    augment: Literal["none", "crop", "crop-flip"] = Field("none", description="random shifts by up to 1/8, flips")
+    augment: Literal["none", "crop", "flip", "crop-flip"] = Field("none", description="random shifts, flips")
+    shift: Positive | None = Field(None, description="largest shift in pixels; default: 1/8 of the height")
     freeze_batch_norm: float = Field(0.7, ge=0, le=1, description="part of training after which statistics are frozen")
     objective: Objective = Field(default_factory=Objective)
-    start: str | None = Field(None, description="weights the base starts from; default: random")
+    start: str | None = Field(None, description="weights the base starts from, a file or zoo:NAME; default: random")
+    initialization: Literal["default", "ibp"] = Field(
+        "default", description="fresh weights: the model's own, or such that interval bounds keep their width"
+    )
     teacher: str | None = Field(None, description="float weights that distillation follows; default: the base")
     device: Literal["auto", "cpu", "cuda"] = Field("cpu", description="auto = a GPU if there is one")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products; float16 needs a GPU"
     )
+    monitor: Monitor = Field(default_factory=Monitor)
 
 
 class Quantize(Section):
@@ -121,6 +146,17 @@ class IntervalTerm(Section):
     margin_clip: float = Field(2.0, gt=0, description="margins are clipped to ± this, in logit units")
 
 
+class EarlyStop(Section):
+    """Stopping of losing candidates by a valid sequential test against the best one so far."""
+
+    delta: float = Field(
+        0.0, ge=0, lt=0.5,
+        description="probability of stopping a candidate that is as good as the best one; 0 = score all in full",
+    )  # fmt: skip
+    block: Positive = Field(10, description="images between two looks")
+    generation: Positive = Field(8, description="candidates raced against the same best one")
+
+
 class Evaluate(Section):
     """How a candidate is scored during the search."""
 
@@ -131,7 +167,15 @@ class Evaluate(Section):
     configs_per_step: Positive = Field(2, description="assignments trained in each step of the shared training")
     smoothed: Smoothed = Field(default_factory=Smoothed)
     interval: IntervalTerm = Field(default_factory=IntervalTerm)
+    early_stop: EarlyStop = Field(default_factory=EarlyStop)
+    device: Literal["cpu", "cuda"] = Field("cpu", description="what counts votes; does not change a score")
     allow_constant_term: bool = Field(False, description="weigh a term although it does not vary over configurations")
+
+    @model_validator(mode="after")
+    def _something_to_race_on(self) -> Evaluate:
+        if self.early_stop.delta > 0 and self.smoothed.weight == 0:
+            raise ValueError("early_stop needs the smoothing term; set smoothed.weight above 0, or early_stop.delta=0")
+        return self
 
 
 class Budget(Section):
@@ -139,25 +183,62 @@ class Budget(Section):
 
     bops: str | int | None = Field("1.62%", description="bit operations: '1.62%', '0.67G' or a whole number")
     weight_bytes: str | int | None = Field(None, description="packed weights, biases and multipliers: '80k', '10%'")
+    peak_activation_bytes: str | int | None = Field(
+        None, description="most bytes of activations alive at once in the native engine and the C package: '64k'"
+    )
+    latency: str | int | float | None = Field(
+        None, description="one image on the native engine, by the table of `arqsearch profile`: '850us', '1.2ms'"
+    )
 
 
 class Search(Section):
     """The bit-width search."""
 
-    policy: str = Field("ddpg", description="ddpg, td3, sac, ppo, dqn, masked_ppo, random, uniform")
+    policy: str = Field("ddpg", description="a policy of docs/search.md, such as ddpg, ilp, nsga2, greedy or random")
     options: dict[str, Any] = Field(default_factory=dict, description="hyper-parameters of the policy")
     compare: list[str] = Field(default=["uniform", "random"], description="policies run beside it at equal evaluations")
     evaluations: Positive = 100
     seed: int = 0
     budget: Budget = Field(default_factory=Budget)
+    latency_table: str | None = Field(
+        None, description="table for the latency; default: latency.json of the run folder"
+    )
     bits: list[Bits] = Field(default=[2, 3, 4, 5, 6, 7, 8], min_length=1, description="bits a layer may take")
+    freeze: dict[str, Annotated[list[Bits], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=dict, description="layer or glob: its [weight, activation] bits, which are not searched"
+    )
+    group: list[list[str]] = Field(
+        default_factory=list, description="lists of layers or globs that share one pair of bits"
+    )
+    tie_residual: bool = Field(False, description="layers that feed the same residual sum share one pair of bits")
     first_last: list[Bits] | None = Field(
         default=[8, 8],
         min_length=2,
         max_length=2,
         description="weight and activation bits of first and last layer; null searches them",
     )
+    require: str | None = Field(
+        None, description="minimise cost under a floor instead: 'certified@0.5 >= 40%', 'ibp@1 >= 30% and acr >= 0.4'"
+    )
+    minimise: Literal["bops", "weight_bytes", "latency"] = Field("bops", description="require: the cost to minimise")
+    confidence: float = Field(
+        0.95, ge=0.5, lt=1, description="require: one-sided confidence of the estimates that the search compares"
+    )
+    attempts: Positive = Field(3, description="require: candidates certified at most until one meets the floor")
+    objectives: list[str] = Field(
+        default_factory=list,
+        description="write the trade-off of these: costs, reward, certified, certified@R, ibp@EPS, acr",
+    )
+    front_points: int = Field(5, ge=0, description="objectives: points of the front that are fine-tuned and certified")
     record: str | None = Field(None, description="SQLAlchemy URL of the record; default: SQLite in the run folder")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _floor_without_budget(cls, values: Any) -> Any:
+        """A floor takes the place of the default budget; a stated budget stays a limit beside it."""
+        if isinstance(values, dict) and values.get("require") and "budget" not in values:
+            return {**values, "budget": {"bops": None}}
+        return values
 
 
 class Certify(Section):
@@ -205,7 +286,11 @@ class Recipe(Section):
     name: str = "digits"
     run: str | None = Field(None, description="run folder; default: runs/<name>")
     seed: int = 0
-    workers: Positive = Field(2, description="processes; each uses one thread")
+    workers: Positive = Field(2, description="processes, or tasks on a cluster, at a time; each uses one thread")
+    executor: str = Field(
+        "local", pattern=r"^(local|ray|ray:auto|ray://.+:\d+)$",
+        description="local; ray (this machine, or $RAY_ADDRESS); ray:auto (this machine's cluster); ray://host:port",
+    )  # fmt: skip
     sigma: float = Field(0.25, gt=0, description="noise level σ in the unit of [0,1] pixels")
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)

@@ -123,6 +123,175 @@ def certify_speed(
     typer.echo(json.dumps(outcome, ensure_ascii=False))
 
 
+@app.command()
+def verify_speed(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds of boxes; under 50 s.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file, or a folder, where the file gets its own name.")
+    ] = None,
+) -> None:
+    """Images per second of interval bounds on two threads, and 40 fixed instances of the MNIST benchmark, 2 s each."""
+    from arqsearch.benchmarks import environment
+
+    environment.relaunch("auto")
+    from arqsearch.benchmarks import verify_speed as speed
+    from arqsearch.progress import ProgressReporter
+
+    with ProgressReporter() as progress:
+        outcome = speed.measure(quick, progress)
+    if output is not None:
+        typer.echo(f"Wrote {speed.write(outcome, output)}")
+    typer.echo(json.dumps(outcome, ensure_ascii=False))
+    if outcome["conflicts"]:
+        typer.echo(f"{outcome['conflicts']} verdicts contradict the published ones.", err=True)
+        raise typer.Exit(MISMATCH)
+
+
+@app.command()
+def scaling(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer candidates and rounds; under a minute.")] = False,
+    workers: Annotated[
+        str, typer.Option(help="Numbers of workers, separated by commas; the first is compared with.")
+    ] = "1,2",
+    executor: Annotated[str, typer.Option(help="local, ray, ray:auto or ray://host:port.")] = "local",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file, or a folder, where the file gets its own name.")
+    ] = None,
+) -> None:
+    """Evaluations per minute over the number of workers, and what the executor adds to a task."""
+    import tempfile
+
+    from arqsearch.errors import ArqError
+
+    try:
+        numbers = [int(number) for number in workers.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ArqError(f"--workers {workers!r} are no numbers of workers; write for example --workers 1,2,4.")
+    from arqsearch.benchmarks import environment
+
+    environment.relaunch("auto")
+    from arqsearch.benchmarks import scaling as benchmark
+    from arqsearch.progress import ProgressReporter
+
+    with ProgressReporter() as progress, tempfile.TemporaryDirectory() as folder:
+        rows = benchmark.measure(numbers, executor, Path(folder), progress, quick)
+    if output is not None:
+        typer.echo(f"Wrote {benchmark.write_rows(rows, output)}")
+    typer.echo(json.dumps(benchmark.summary(rows), ensure_ascii=False))
+
+
+@app.command()
+def policies(
+    target: Annotated[
+        str, typer.Argument(help="Recipe, run folder, or the word tabular.", metavar="RECIPE|RUN|tabular")
+    ] = "tabular",
+    names: Annotated[
+        str | None, typer.Option("--policies", help="Policies to compare, as ddpg,ilp,random, or all.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds of each policy; default 5.")] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Candidates that each run may score; default 100.")] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(help="Budget of the second view, in seconds; default: the median run's.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of the tabular benchmark; default: all.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs and report.")] = Path("runs/policies"),
+    table: Annotated[
+        Path | None, typer.Option(help="Also write one CSV row a policy: a file, or a folder such as results.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes of one thread each.")] = 2,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One task of the tabular benchmark, 3 seeds of 5 policies; under 50 s.")
+    ] = False,
+) -> None:
+    """Compare policies at equal evaluations over seeds: HTML page, Markdown, CSV and JSON; resumes after a kill."""
+    from arqsearch.benchmarks import policies as comparison
+    from arqsearch.benchmarks.policies_table import write_table
+    from arqsearch.progress import ProgressReporter
+
+    settings = comparison.settings(
+        target, names, seeds, evaluations, output, workers, budget_seconds, tasks, quick
+    )  # fmt: skip
+    with ProgressReporter() as progress:
+        outcome = comparison.compare(settings, progress)
+    for sentence in outcome["verdict"]:
+        typer.echo(sentence)
+    if table is not None:
+        typer.echo(f"Wrote {write_table(settings, table)}")
+    typer.echo(json.dumps(outcome, ensure_ascii=False))
+
+
+tabular_app = typer.Typer(
+    name="tabular", help="The tabular benchmark: every assignment of a small network, scored.", no_args_is_help=True
+)
+app.add_typer(tabular_app, name="tabular")
+
+
+@tabular_app.command()
+def build(
+    work: Annotated[Path, typer.Option(help="Folder of the trained weights and scored parts.")] = Path("runs/tabular"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The table; default: in that folder.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of one thread each.")] = 2,
+) -> None:
+    """Train the small network and score every assignment; resumes after a kill."""
+    from arqsearch.benchmarks.tabular.build import build as build_table
+    from arqsearch.progress import ProgressReporter
+
+    path = output or work / "digits5.npz"
+    with ProgressReporter() as progress:
+        table = build_table(work, path, workers, progress)
+    facts = table.facts
+    typer.echo(
+        json.dumps({"table": str(path), "assignments": len(table), "weights_hash": facts.weights_hash,
+                    "cpu_seconds": facts.cpu_seconds, "bytes": path.stat().st_size})
+    )  # fmt: skip
+
+
+@tabular_app.command()
+def tasks() -> None:
+    """The tasks on the table, with their budgets and optima."""
+    from arqsearch.benchmarks.policies_targets import TabularTarget
+
+    target = TabularTarget()
+    for name in target.tasks:
+        facts = target.describe(name)
+        typer.echo(
+            f"{name}: {facts['what']}; {facts['assignments']:,} assignments, best reward {facts['best reward']:.5f}, "
+            f"median {facts['median reward']:.5f}"
+        )
+    typer.echo(json.dumps([target.describe(name) for name in target.tasks], ensure_ascii=False))
+
+
+@app.command()
+def verify_mnist(
+    quick: Annotated[bool, typer.Option("--quick", help="40 instances instead of 400.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Limit for one instance.")] = 60.0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="CSV file, continued if it is there; or a folder, where it gets its name."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Instances side by side, each on one thread.")] = 2,
+) -> None:
+    """Complete verification of the public MNIST benchmark, against the known verdicts."""
+    from arqsearch.benchmarks import environment
+
+    environment.relaunch("auto")
+    from arqsearch.benchmarks import verify_mnist as bench
+    from arqsearch.progress import ProgressReporter
+
+    path = None if output is None else bench.csv_path(output, quick)
+    with ProgressReporter() as progress:
+        rows = bench.run(seconds, workers, quick, path, progress)
+    if path is not None:
+        typer.echo(f"Wrote {path}")
+    outcome = bench.summary(rows)
+    typer.echo(json.dumps(outcome, ensure_ascii=False))
+    if outcome["conflicts"]:
+        typer.echo(f"{outcome['conflicts']} verdicts contradict the known ones.", err=True)
+        raise typer.Exit(MISMATCH)
+
+
 def _show(found: Measurement) -> None:
     """Print one network's table."""
     from rich.console import Console

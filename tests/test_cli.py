@@ -18,7 +18,21 @@ from arqsearch import cli
 from arqsearch.recipe import dump_recipe, load_recipe
 from tests.search.tiny import tiny_recipe
 
-COMMANDS = ["init", "train", "search", "certify", "merge", "run", "export", "apply", "verify", "report", "schema"]
+COMMANDS = [
+    "init",
+    "train",
+    "search",
+    "profile",
+    "certify",
+    "verify-robustness",
+    "merge",
+    "run",
+    "export",
+    "apply",
+    "verify",
+    "report",
+    "schema",
+]
 
 
 class Outcome(NamedTuple):
@@ -62,7 +76,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subp
 
 
 def test_every_command_is_listed_and_has_help(arqsearch: Command) -> None:
-    assert [command.name or command.callback.__name__ for command in cli.app.registered_commands] == COMMANDS
+    names = [(command.name or command.callback.__name__).replace("_", "-") for command in cli.app.registered_commands]
+    assert names == COMMANDS
     listed = arqsearch("--help")
     assert listed.code == 0 and all(name in listed.out for name in COMMANDS)
     for name in COMMANDS:

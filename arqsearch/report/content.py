@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from arqsearch.errors import ArqError, nearest
 
@@ -22,6 +24,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "curves": ("network", "radius", "accuracy"),
     "history": ("policy", "evaluation", "reward", "best_so_far"),
     "terms": ("term",),
+    "front": ("network", "cost", "estimate", "estimate_low", "estimate_high"),
+    "robustness": ("network", "epsilon", "images", "certified_accuracy", "low", "high"),
 }
 #: Columns of the history that are not reward terms.
 _NOT_TERMS = {
@@ -41,11 +45,26 @@ _DEFAULT_COMMANDS = {
     "certify": "arqsearch certify {run}",
     "verify": "arqsearch verify {run}",
     "report": "arqsearch report {run}",
+    "robustness": "arqsearch verify-robustness {run} --eps 1,2,4",
 }
 
 
 def _frame() -> pd.DataFrame:
     return pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One counter-example.
+
+    :param caption: image, ε, classes.
+    :param image: uint8 ``(H, W, C)``.
+    :param changed: the same shape; has another class.
+    """
+
+    caption: str
+    image: NDArray[np.uint8]
+    changed: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -66,11 +85,19 @@ class ReportContent:
     :param history: one row per evaluation: ``policy``, ``evaluation`` (from 1), ``reward``, ``best_so_far``, one column
         per reward term, and costs such as ``bops``.
     :param terms: one row per reward term (``term``) and its spread over random configurations.
+    :param front: the trade-off, one row per point: ``network`` ("" where it was not certified), ``cost``, ``estimate``
+        and, where it was certified, ``certified``, each with ``_low`` and ``_high`` (empty where unknown).
+    :param front_labels: what ``cost`` and the robustness of `front` are.
+    :param requirement: the verdict on a floor that the run was to meet, in words.
+    :param reward_label: what the reward is.
+    :param robustness: verdicts by network and ε (L∞): ``network``, ``epsilon``, ``images``, ``certified_accuracy``,
+        ``low``, ``high``, and counts.
+    :param broken: a few counter-examples.
     :param guarantee: what is guaranteed, and what is not, in plain English.
     :param notes: remarks on how the numbers were made.
     :param provenance: further hashes and identities, label to value.
-    :param commands: how to make or check a part (``search``, ``certify``, ``verify``, ``report``); ``{run}`` stands for
-        the run folder.
+    :param commands: how to make or check a part (``search``, ``certify``, ``verify``, ``report``, ``robustness``);
+        ``{run}`` stands for the run folder.
     :param interval_label: what the ``_low`` and ``_high`` columns are.
     :raises ArqError: when a frame lacks a required column, or a kind is unknown.
     """
@@ -82,6 +109,12 @@ class ReportContent:
     curves: pd.DataFrame = field(default_factory=_frame)
     history: pd.DataFrame = field(default_factory=_frame)
     terms: pd.DataFrame = field(default_factory=_frame)
+    front: pd.DataFrame = field(default_factory=_frame)
+    front_labels: tuple[str, str] = ("cost", "robustness")
+    robustness: pd.DataFrame = field(default_factory=_frame)
+    broken: Sequence[Broken] = ()
+    requirement: str = ""
+    reward_label: str = "reward (difference from W8A8)"
     guarantee: str = ""
     notes: list[str] = field(default_factory=list)
     provenance: Mapping[str, object] = field(default_factory=dict)

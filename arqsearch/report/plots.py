@@ -235,7 +235,7 @@ def draw_history(content: ReportContent, narrow: bool) -> Figure:
             mark = None if len(part) > 1 else "D"
             look = {"color": colour, "linestyle": style, "marker": mark, "linewidth": width}
             axes.plot(at, line, drawstyle="steps-post", label=label, **look)
-        axes.set_title("reward (difference from W8A8)" if column == "reward" else f"term: {column}")
+        axes.set_title(content.reward_label if column == "reward" else f"term: {column}")
         axes.set_xlabel("evaluation")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(True)

@@ -14,12 +14,13 @@ import jinja2
 from markupsafe import Markup
 
 from arqsearch import __version__
-from arqsearch.report import plots, tables
+from arqsearch.report import plots, robustness_plots, tables
 from arqsearch.report.content import ESTIMATE_LABEL, ReportContent
+from arqsearch.report.front import draw_front, front_table
 from arqsearch.report.plots import Picture
 from arqsearch.report.tables import Table
 
-_FRAMES = ("comparison", "bitwidths", "curves", "history", "terms")
+_FRAMES = ("comparison", "bitwidths", "curves", "history", "terms", "front", "robustness")
 _IDENTITY = re.compile(r"\b(hash|sha-?256|identity|digest|seed)\b", re.IGNORECASE)
 
 
@@ -122,11 +123,17 @@ def _sections(content: ReportContent, run: str) -> list[Section]:
         _guarantee,
         _provenance,
     ]
+    if not content.front.empty:
+        makers.insert(makers.index(_search), _front)
+    if not content.robustness.empty:
+        makers.insert(makers.index(_curves) + 1, _robustness)
     return [maker(content, run) for maker in makers]
 
 
 def _result(content: ReportContent, run: str) -> Section:
     section = Section("result", "Result")
+    if content.requirement:
+        section.intro.append(f"Required: {content.requirement}")
     if content.comparison.empty:
         section.missing, section.remedy = "No network has been compared yet.", content.command("certify", run)
         return section
@@ -182,6 +189,42 @@ def _curves(content: ReportContent, run: str) -> Section:
     networks = ", ".join(dict.fromkeys(str(name) for name in content.curves["network"]))
     alt = f"Certified accuracy over the L2 radius for {networks}"
     section.pictures.append(plots.make("curves", alt, plots.draw_curves, content))
+    return section
+
+
+def _front(content: ReportContent, run: str) -> Section:
+    section = Section("front", "Trade-off")
+    section.intro.append(
+        "Candidates of all searches that no other one beats in every objective. Bars are 95 % intervals over images."
+    )
+    alt = f"{content.front_labels[1]} over {content.front_labels[0]} of {len(content.front)} points"
+    section.pictures.append(plots.make("front", alt, draw_front, content))
+    section.blocks.append(
+        ("The points. Networks that are not on the front have no estimate here.", front_table(content))
+    )
+    return section
+
+
+def _robustness(content: ReportContent, run: str) -> Section:
+    section = Section("robustness", "Robustness to bounded changes of every pixel")
+    section.intro.append(
+        "Share of test images that one run of the integer program, without noise, classifies correctly and for which "
+        "it is proven that no change of up to ε grey levels of every pixel (L∞) changes the class. Open images, "
+        "where a limit was hit first, count as not certified."
+    )
+    networks = ", ".join(dict.fromkeys(str(name) for name in content.robustness["network"]))
+    alt = f"Certified accuracy over epsilon for {networks}"
+    section.pictures.append(robustness_plots.make("robustness", alt, robustness_plots.draw_accuracy, content))
+    caption = "Verdicts by network and ε. low and high: 95 % interval over the test images."
+    section.blocks.append((caption, tables.generic_table(content.robustness)))
+    if content.broken:
+        section.intro.append(
+            "Examples below, one in each column: an image, the same image changed within ε so that the program answers "
+            "another class, and the change (grey: none; stretched so that the largest is black or white)."
+        )
+        alt = "Counter-examples: " + "; ".join(found.caption.replace("\n", ", ") for found in content.broken)
+        section.pictures.append(robustness_plots.make("broken", alt, robustness_plots.draw_broken, content))
+    section.commands = [content.command("robustness", run)]
     return section
 
 
