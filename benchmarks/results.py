@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import platform
 import re
@@ -23,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arqsearch.benchmarks.bounds_table import bounds_table
+from arqsearch.benchmarks.cells import bracketed, decimal, share_cell, whole
 from arqsearch.benchmarks.certify_table import GROWTH, cost_table, draw_growth, growth_table, picture_name
 from arqsearch.benchmarks.policies_table import policies_table
 from arqsearch.benchmarks.speed_table import Row, milliseconds_table, rates_table
@@ -31,7 +32,7 @@ from arqsearch.errors import ArqError
 FOLDER = "results"
 SEARCH_SUFFIX = "-search.csv"
 #: Files whose marked blocks are rewritten, relative to the repository.
-PAGES = ("README.md", "docs/results.md", "docs/benchmarks.md", "docs/policies.md")
+PAGES = ("README.md", "docs/results.md", "docs/benchmarks.md", "docs/policies.md", "docs/qaibp.md")
 ABSENT = "*No measurement is committed yet.*"
 _SECONDS = "seconds:"
 _BLOCK = re.compile(r"(<!-- results:([\w.-]+)(?::(\w+))? -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
@@ -225,24 +226,24 @@ def networks_table(rows: Sequence[Row]) -> str:
 
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [["", *(row["kind"] for row in rows)]]
-    lines.append(["Clean accuracy", *(_share(row, "clean_accuracy") for row in rows)])
+    lines.append(["Clean accuracy", *(share_cell(row, "clean_accuracy") for row in rows)])
     for column in (c for c in columns if re.fullmatch(r"certified@[\d.]+", c)):
-        lines.append([f"Certified at r = {column.split('@')[1]}", *(_share(row, column) for row in rows)])
+        lines.append([f"Certified at r = {column.split('@')[1]}", *(share_cell(row, column) for row in rows)])
     for column in (c for c in columns if c.startswith("undecided@")):
-        lines.append([f"Undecided at r = {column.split('@')[1]}", *(_whole(row, column) for row in rows)])
+        lines.append([f"Undecided at r = {column.split('@')[1]}", *(whole(row, column) for row in rows)])
     for column, name in (("acr", "ACR"), ("acr_bound", "ACR, lower bound")):
         if column in columns:
-            lines.append([name, *(_bracketed(row, column, 1, 3) for row in rows)])
+            lines.append([name, *(bracketed(row, column, 1, 3) for row in rows)])
     for column in (c for c in columns if re.fullmatch(r"ibp@\d+", c)):
-        lines.append([f"Certified at ε = {column.split('@')[1]}", *(_share(row, column) for row in rows)])
-    lines.append(["Noise samples n", *(_whole(row, "n") for row in rows)])
+        lines.append([f"Certified at ε = {column.split('@')[1]}", *(share_cell(row, column) for row in rows)])
+    lines.append(["Noise samples n", *(whole(row, "n") for row in rows)])
     if "mean_samples" in columns:
-        lines.append(["Samples of an image, mean", *(_whole(row, "mean_samples") for row in rows)])
-    lines.append(["Test images (r, ACR)", *(_whole(row, "images") for row in rows)])
+        lines.append(["Samples of an image, mean", *(whole(row, "mean_samples") for row in rows)])
+    lines.append(["Test images (r, ACR)", *(whole(row, "images") for row in rows)])
     if "expected_wrong" in columns:
-        lines.append(["Wrong certificates expected, at most", *(_decimal(row, "expected_wrong", 2) for row in rows)])
-    lines.append(["BOPs, % of FP32", *(_decimal(row, "bops_percent", 3) for row in rows)])
-    lines.append(["Weight bytes", *(_whole(row, "weight_bytes") for row in rows)])
+        lines.append(["Wrong certificates expected, at most", *(decimal(row, "expected_wrong", 2) for row in rows)])
+    lines.append(["BOPs, % of FP32", *(decimal(row, "bops_percent", 3) for row in rows)])
+    lines.append(["Weight bytes", *(whole(row, "weight_bytes") for row in rows)])
     header = [Cell(""), *(Cell(row["name"]) for row in rows)]
     table = Table(header, [[Cell(cell) for cell in line] for line in lines])
     return f"{_caption(rows[0])}\n\n{table.markdown()}\n\n{_reading_aid(rows)}"
@@ -257,16 +258,16 @@ def search_table(rows: Sequence[Row]) -> str:
     lines = [
         [
             row["policy"],
-            _whole(row, "evaluations"),
-            _decimal(row, "best_reward", 4),
-            _whole(row, "found_at"),
-            *(_decimal(row, term, 4) for term in terms),
+            whole(row, "evaluations"),
+            decimal(row, "best_reward", 4),
+            whole(row, "found_at"),
+            *(decimal(row, term, 4) for term in terms),
         ]
         for row in rows
     ]
-    spread = (f"{_decimal(first, f'{t}:random_mean', 4)} ± {_decimal(first, f'{t}:random_std', 4)}" for t in terms)
+    spread = (f"{decimal(first, f'{t}:random_mean', 4)} ± {decimal(first, f'{t}:random_std', 4)}" for t in terms)
     lines.append([f"{first['random_configurations']} random configurations, mean ± deviation", "", "", "", *spread])
-    lines.append(["W8A8 (reward 0)", "", "", "", *(_decimal(first, f"{term}:w8a8", 4) for term in terms)])
+    lines.append(["W8A8 (reward 0)", "", "", "", *(decimal(first, f"{term}:w8a8", 4) for term in terms)])
     header = ["policy", "evaluations", "best reward", "found at", *(term.replace("_", " ") for term in terms)]
     table = Table([Cell(name) for name in header], [[Cell(cell) for cell in line] for line in lines])
     note = "Scores on held-out training images: estimates that steer the search, never certificates."
@@ -286,6 +287,7 @@ def time_table(rows: Sequence[Row]) -> str:
 _PARTS = {
     "search": search_table, "time": time_table, "rates": rates_table, "milliseconds": milliseconds_table,
     "cost": cost_table, "growth": growth_table, "policies": policies_table,
+    "bounds": bounds_table,
 }  # fmt: skip
 
 
@@ -312,32 +314,6 @@ def _reading_aid(rows: Sequence[Row]) -> str:
             "original data."
         )
     return text
-
-
-def _share(row: Row, column: str) -> str:
-    return _bracketed(row, column, 100, 1)
-
-
-def _bracketed(row: Row, column: str, scale: float, digits: int) -> str:
-    """A value and its interval, both rounded outwards: value and lower end down, upper end up."""
-    from arqsearch.report.tables import DASH, floor_to
-
-    if column not in row:
-        return DASH
-    value = floor_to(scale * float(row[column]), digits)
-    if f"{column}_low" not in row or f"{column}_high" not in row:
-        return value
-    low, high = scale * float(row[f"{column}_low"]), scale * float(row[f"{column}_high"])
-    top = math.ceil(high * 10**digits - 1e-9) / 10**digits
-    return f"{value} ({floor_to(low, digits)}–{top:.{digits}f})"
-
-
-def _whole(row: Row, column: str) -> str:
-    return f"{int(float(row[column])):,}" if column in row else "–"
-
-
-def _decimal(row: Row, column: str, digits: int) -> str:
-    return f"{float(row[column]):.{digits}f}" if column in row else "–"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
