@@ -25,7 +25,7 @@ def bounds_table(rows: Sequence[Row]) -> str:
     table = Table([Cell(name) for name in header], [[Cell(cell) for cell in line] for line in lines])
     caption = (
         f"`{first['recipe']}` on {first['data']}. Box verdicts of the lowered integer program on the first "
-        f"{int(first['interval_images']):,} test images, in %, rounded down, with 95 % intervals over the choice of images. Measured on `{first['hardware']}` "
-        f"with arqsearch {first['version']}."
+        f"{int(first['interval_images']):,} test images, in %, rounded down, with 95 % intervals over the choice of "
+        f"images. Measured on `{first['hardware']}` with arqsearch {first['version']}."
     )
     return f"{caption}\n\n{table.markdown()}"
