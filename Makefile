@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 # Where the data sets that are not in the repository lie; tests that need an absent one say so and skip.
 export ARQSEARCH_DATA ?= ../shared
 
-.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed results-certify-speed results-policies clean
+.PHONY: help install demo check format test test-all results-digits results-resnet20 results-integer-speed results-certify-speed results-policies results-verify results-qaibp clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,18 @@ results-integer-speed: $(STAMP)  ## time the integer engine and its peers, keep 
 results-certify-speed: $(STAMP)  ## time certificates by each rule, keep the figures in results/ (half an hour)
 	$(BIN)/arqsearch bench certify-speed --output results
 	$(BIN)/arqsearch bench certify-speed --sigma 0.25 --quick --output results
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-verify: $(STAMP)  ## the public verification benchmark and the speed of boxes, kept in results/ (two minutes)
+	$(BIN)/arqsearch bench verify-mnist --output results
+	$(BIN)/arqsearch bench verify-speed --output results
+	$(BIN)/python -m arqsearch.benchmarks.results render
+
+results-qaibp: $(STAMP)  ## train and bound the Fashion-MNIST networks, keep their figures in results/ (half an hour)
+	$(BIN)/arqsearch run qaibp_fashion
+	$(BIN)/arqsearch run qaibp_fashion_mixed
+	$(BIN)/python -m arqsearch.benchmarks.results collect runs/qaibp_fashion
+	$(BIN)/python -m arqsearch.benchmarks.results collect runs/qaibp_fashion_mixed
 	$(BIN)/python -m arqsearch.benchmarks.results render
 
 results-policies: $(STAMP)  ## every policy on the tabular benchmark, 50 seeds (about 40 processor minutes)

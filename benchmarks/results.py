@@ -27,12 +27,20 @@ from arqsearch.benchmarks.cells import bracketed, decimal, share_cell, whole
 from arqsearch.benchmarks.certify_table import GROWTH, cost_table, draw_growth, growth_table, picture_name
 from arqsearch.benchmarks.policies_table import policies_table
 from arqsearch.benchmarks.speed_table import Row, milliseconds_table, rates_table
+from arqsearch.benchmarks.verify_table import boxes_table, verdicts_table
 from arqsearch.errors import ArqError
 
 FOLDER = "results"
 SEARCH_SUFFIX = "-search.csv"
 #: Files whose marked blocks are rewritten, relative to the repository.
-PAGES = ("README.md", "docs/results.md", "docs/benchmarks.md", "docs/policies.md", "docs/qaibp.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/benchmarks.md",
+    "docs/policies.md",
+    "docs/qaibp.md",
+    "docs/robustness.md",
+)
 ABSENT = "*No measurement is committed yet.*"
 _SECONDS = "seconds:"
 _BLOCK = re.compile(r"(<!-- results:([\w.-]+)(?::(\w+))? -->\n)(.*?)(<!-- /results -->)", re.DOTALL)
@@ -287,7 +295,7 @@ def time_table(rows: Sequence[Row]) -> str:
 _PARTS = {
     "search": search_table, "time": time_table, "rates": rates_table, "milliseconds": milliseconds_table,
     "cost": cost_table, "growth": growth_table, "policies": policies_table,
-    "bounds": bounds_table,
+    "bounds": bounds_table, "verdicts": verdicts_table, "boxes": boxes_table,
 }  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(PAGE)
     (tmp_path / "docs" / "results.md").write_text(PARTS)
-    (tmp_path / "docs" / "benchmarks.md").write_text("# Benchmarks\n")
+    for page in results.PAGES[2:]:
+        (tmp_path / page).write_text("# Page\n")
     return tmp_path
 
 
