@@ -32,7 +32,7 @@ from arqsearch.integer.lowering import lower
 from arqsearch.integer.native.engine import NativeBackend, NativeNoise, native_available
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.quantize.network import QuantizedNet, QuantizeSettings
-from arqsearch.search import evaluator
+from arqsearch.search import scorer
 from tests.quantize.nets import NETS, build
 
 SETTINGS = SmoothingSettings(sigma=0.25, n0=30, n=150, seed=2**64 - 3, batch_size=64, skip_misclassified=False)
@@ -115,7 +115,7 @@ def test_search_scores_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for backend in ("torch", "native"):
         monkeypatch.setenv("ARQSEARCH_BACKEND", backend)
-        found.append(evaluator.count_votes(program, data, TABLE, 12, seed=3))
+        found.append(scorer.count_votes(program, data, TABLE, 12, seed=3))
     assert found[0] == found[1] and len(set(found[0])) > 1
 
 

@@ -26,6 +26,7 @@ FAMILIES: list[tuple[str, int, int, dict[str, Any], dict[str, Any], bool]] = [
     ("cnn_tiny", 8, 1, {}, {"input_mode": "clip"}, True),
     ("cnn_small", 8, 1, {"width": 4}, {"rounding": "floor"}, True),
     ("cnn_medium", 8, 1, {"width": 4, "batch_norm": False}, {"multiplier": "15"}, True),
+    ("cnn_qaibp_small", 13, 1, {"width": 2}, {"input_mode": "clip"}, True),
     ("cnn_residual", 8, 3, {"width": 4}, {"input_mode": "clip", "multiplier": "pow2"}, True),
     ("resnet20", 8, 3, {"width": 4}, {"rounding": "half_even"}, True),
     ("mobilenet_v2", 8, 3, {"strides": "cifar", "width_mult": 0.1}, {}, True),
@@ -133,7 +134,7 @@ def test_a_family_goes_all_the_way(
 
 def test_every_family_is_here() -> None:
     families = {"resnet32": "resnet20", "resnet44": "resnet20", "resnet56": "resnet20", "resnet110": "resnet20",
-                "resnet34": "resnet18"}  # fmt: skip
+                "resnet34": "resnet18", "cnn_qaibp": "cnn_qaibp_small"}  # fmt: skip
     assert {families.get(name, name) for name in models.available()} == {row[0] for row in FAMILIES}
 
 

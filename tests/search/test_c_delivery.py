@@ -18,6 +18,7 @@ from arqsearch.integer.program import IntegerProgram
 from arqsearch.recipe import load_recipe
 from arqsearch.search import delivery
 from tests.export.toolchains import need
+from tests.search.tiny import changed_program
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,6 @@ def test_export_folder_is_verified_without_its_run(
     found = json.loads(done.output)
     results = {row["backend"]: row["result"] for row in found["matrix"]}
     assert results["C package, gcc portable"] == results["strict ONNX"] == results["torch (reference)"] == "equal"
-    (alone / PROGRAM_FILE).write_bytes((exported / "networks/uniform/program.safetensors").read_bytes())
+    changed_program(IntegerProgram.load(alone / PROGRAM_FILE)).save(alone / PROGRAM_FILE)
     with pytest.raises(ArqError, match=r"model\.c does not state program"):
         delivery.verify(str(alone), 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from arqsearch.integer import ops as O
+from arqsearch.integer.program import IntegerProgram
 from arqsearch.recipe import Recipe, parse_recipe
 
 EVALUATIONS, IMAGES = 6, 4
@@ -31,3 +34,12 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
         "certify": {"images": IMAGES, "n0": 20, "n": 200, "interval_images": 20, "clean_images": 100},
     }
     return parse_recipe(data | changes)
+
+
+def changed_program(program: IntegerProgram) -> IntegerProgram:
+    """The program with one bias of its last layer changed: another program, with another hash."""
+    last = program.ops[-1]
+    assert isinstance(last, O.Linear)
+    bias = last.bias.copy()
+    bias[0] += 1
+    return replace(program, ops=(*program.ops[:-1], replace(last, bias=bias)))
