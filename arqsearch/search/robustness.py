@@ -26,10 +26,12 @@ from arqsearch.errors import ArqError, nearest
 from arqsearch.integer.program import IntegerProgram
 from arqsearch.recipe import load_recipe
 from arqsearch.search.executor import LocalExecutor, OnProgress, Task
+from arqsearch.search.program_export import is_program, program_name
 from arqsearch.search.stages import FLOAT, FOUND, compared
 from arqsearch.search.workspace import Workspace
+from arqsearch.zoo import PREFIX, resolve
 
-PROGRAM_SUFFIX, FILE_SUFFIX = ".safetensors", ".robustness.jsonl"
+FILE_SUFFIX = ".robustness.jsonl"
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def find_subject(target: str, options: RobustnessOptions) -> Subject:
 
     :raises ArqError: when one of them is missing or they do not fit together.
     """
-    if Path(target).suffix == PROGRAM_SUFFIX:
-        path, name = Path(target), Path(target).stem
+    if is_program(target):
+        path, name = resolve(target, "program"), program_name(target)
         if options.data is None:
             raise ArqError(
                 f"Which data set? Name it: --data {' or --data '.join(datasets.available()[:2])}, or a folder with "
@@ -147,7 +149,8 @@ def find_subject(target: str, options: RobustnessOptions) -> Subject:
             )
         program = IntegerProgram.load(path)
         test = datasets.load(options.data, "test", path=options.data_path, image_size=options.image_size)
-        file = options.output or path.with_name(f"{path.stem}{FILE_SUFFIX}")
+        beside = Path() if target.startswith(PREFIX) else path.parent
+        file = options.output or beside / f"{name}{FILE_SUFFIX}"
     else:
         recipe = load_recipe(target)
         space, name = Workspace(recipe), options.network
@@ -291,7 +294,7 @@ def find_robust_program(path: Path, given: str | None, folder: Path | None = Non
     :returns: None where it was not found.
     """
     if given is not None:
-        return IntegerProgram.load(Path(given).expanduser())
+        return IntegerProgram.load(resolve(given, "program").expanduser())
     wanted = {line.program for line in robustness_file.read_lines(path)}
     for place in [path.absolute().parent.parent, *([] if folder is None else [folder])]:
         for file in sorted(place.glob("networks/*/program.safetensors")):

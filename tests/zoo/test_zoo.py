@@ -112,6 +112,23 @@ def test_commands_take_a_program_of_the_zoo(own_zoo: Path, tmp_path: Path, monke
     certified = run(app, arguments)
     assert certified.exit_code == 0, certified.output
     assert (tmp_path / "tiny-program.jsonl").is_file()
+    bounded = run(
+        app,
+        [
+            "verify-robustness",
+            "zoo:tiny-program",
+            "--data",
+            "digits",
+            "--images",
+            "2",
+            "--eps",
+            "1",
+            "--boxes-only",
+            "--json",
+        ],
+    )
+    assert bounded.exit_code == 0, bounded.output
+    assert (tmp_path / "tiny-program.robustness.jsonl").is_file(), "written beside the user, not into the package"
     exported = run(app, ["export", "zoo:tiny-program", "--format", "onnx", "--json"])
     assert exported.exit_code == 0, exported.output
     folder = Path(json.loads(exported.output)["files"][0]["path"]).parent
